@@ -1,0 +1,1 @@
+"""HTTP resources: decode, use-case, encode."""

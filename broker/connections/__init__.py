@@ -1,0 +1,1 @@
+"""What Penstock is for, one use-case a file: connect, hand out, refresh, revoke."""

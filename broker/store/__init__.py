@@ -1,0 +1,1 @@
+"""PostgreSQL: every statement, and rows as typed values."""
