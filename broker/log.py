@@ -10,11 +10,15 @@ from typing import Any, Literal
 import structlog
 
 # A field that is not here is dropped and named in `dropped`, so that nobody logs a body, a URL or a token in passing.
-_FIELDS = frozenset(
-    "event level timestamp logger provider slug connection_id integration_id operation_id environment_id version fence "
-    "outcome reason error_code error_type where host port status attempts seconds count done total path method request_id "
-    "key_id kek_ref caller_id name file pid workers url variable failpoint exception dropped".split()
-)
+# fmt: off
+_FIELDS = frozenset((
+    "event", "level", "timestamp", "logger", "provider", "slug", "connection_id", "integration_id",
+    "operation_id", "environment_id", "version", "fence", "outcome", "reason", "error_code", "error_type",
+    "where", "host", "port", "status", "attempts", "seconds", "count", "done", "total", "path", "method",
+    "request_id", "key_id", "kek_ref", "caller_id", "name", "file", "pid", "workers", "variable", "failpoint",
+    "exception", "dropped",
+))
+# fmt: on
 _PRINTABLE = {character: f"\\x{character:02x}" for character in (*range(32), *range(127, 160))}
 
 

@@ -72,7 +72,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def examine(environ: Mapping[str, str]) -> tuple[Settings | None, list[ConfigurationError]]:
-    """Return the settings, if they can be read at all, and every problem; `penstock doctor` and `serve` both use this."""
+    """Return the settings, if they can be read at all, and every problem: `doctor` and `serve` agree by using this."""
     found: list[ConfigurationError] = []
 
     def problem(variable: str, what: str, remedy: str) -> None:
