@@ -33,7 +33,7 @@ class DescriptorTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """One table of a descriptor; a key it does not know stops the loader."""
 
 
-# --- the descriptor ---------------------------------------------------------------------------------------------
+# --- the descriptor -----------------------------------------------------------------------------------------------
 
 
 class Exchange(DescriptorTable, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, NoReturn
 from urllib.parse import quote, urlsplit
 
 from broker.errors import DescriptorError, InvalidRequest
-from broker.oauth.model import ConfigField, Endpoints, ProviderDescriptor
+from broker.oauth.model import ConfigField, Endpoints, MetadataSource, ProviderDescriptor
 
 LONGEST_VALUE = 255
 LONGEST_HOST = 253  # RFC 1035 §2.3.4, as text
@@ -41,7 +41,7 @@ class _UrlTemplate(NamedTuple):
     fragment: str
 
 
-# --- placeholders ---------------------------------------------------------------------------------------------------
+# --- placeholders -------------------------------------------------------------------------------------------------
 
 
 def placeholders(text: str) -> list[str]:
@@ -122,7 +122,7 @@ def _in_host(name: str, value: str) -> str:
     return value
 
 
-# --- URLs -----------------------------------------------------------------------------------------------------------
+# --- URLs ---------------------------------------------------------------------------------------------------------
 
 
 def expand_endpoints(
@@ -212,6 +212,22 @@ def _check_base(descriptor: ProviderDescriptor, base: str) -> None:
         )
 
 
+def reachable_hosts(descriptor: ProviderDescriptor, template: str) -> tuple[str, ...]:
+    """Return the hosts, as rules for `host_allowed`, that a URL template can lead to whatever the values are."""
+    parts = check_url_template(descriptor, template)
+    names = placeholders(parts.base)
+    if not names:
+        return (urlsplit(parts.base).hostname or "",)
+    if _role(descriptor, names[0]) == "label":
+        return ("." + re.split(_PLACEHOLDER, parts.base)[-1].lstrip("."),)
+    return _declared(descriptor, names[0]).hosts
+
+
+def _declared(descriptor: ProviderDescriptor, placeholder: str) -> ConfigField | MetadataSource:
+    table, _, name = placeholder.partition(".")
+    return descriptor.config[name] if table == "config" else descriptor.metadata[name]
+
+
 def _role(descriptor: ProviderDescriptor, placeholder: str) -> str:
     """Return which part of a host a value may be: label, host, origin, or "" for none. A callback's may be none."""
     table, _, name = placeholder.partition(".")
@@ -229,11 +245,9 @@ def _expanded_base(descriptor: ProviderDescriptor, base: str, values: Mapping[st
     if _role(descriptor, names[0]) == "label":
         return _filled(base, values, _in_host)
     expanded = _filled(base, values, lambda _name, value: value)
-    table, _, name = names[0].partition(".")
-    declared = descriptor.config[name] if table == "config" else descriptor.metadata[name]
     shape = re.compile(rf"https://({_HOST})") if base.startswith("https://") else _URL_VALUE
     match = shape.fullmatch(expanded)
-    if match is None or not _is_listed(match[1], declared.hosts):
+    if match is None or not _is_listed(match[1], _declared(descriptor, names[0]).hosts):
         raise DescriptorError(f"{descriptor.slug}: the value of {{{names[0]}}} is not an allowed host")
     return expanded
 
@@ -249,13 +263,18 @@ def _host_of(url: str) -> str:
         return ""
 
 
-# --- what people type and providers answer ---------------------------------------------------------------------------
+# --- what people type and providers answer ------------------------------------------------------------------------
+
+
+def is_host(name: str) -> bool:
+    """Return whether *name* is a DNS name or an IPv4 address in lower case, without a trailing dot."""
+    return len(name) <= LONGEST_HOST and re.fullmatch(_HOST, name) is not None
 
 
 def host_allowed(host: str, rules: Iterable[str]) -> bool:
     """Return whether *host* equals a rule, or ends in one that begins with a dot, so always on a label boundary."""
     name = host.lower()
-    if len(name) > LONGEST_HOST or not re.fullmatch(_HOST, name):
+    if not is_host(name):
         return False
     return any(name.endswith(rule) if rule.startswith(".") else name == rule for rule in map(str.lower, rules))
 
@@ -291,14 +310,15 @@ def _config_value(name: str, field: ConfigField, given: str | None) -> str | Non
     if field.use in {"label", "host"}:
         value = value.lower()
     value = value.removeprefix(field.prefix).removesuffix(field.suffix)
-    problem = _config_problem(field, value)
+    problem = config_problem(field, value)
     if problem:
         example = f" Example: {field.example}" if field.example else ""
         raise InvalidRequest(f"config.{name} {problem}.{example}")
     return value
 
 
-def _config_problem(field: ConfigField, value: str) -> str | None:
+def config_problem(field: ConfigField, value: str) -> str | None:
+    """Return what is wrong with a value of *field*, ready to follow its name; None when it may be used."""
     if not value or len(value) > LONGEST_VALUE or not value.isprintable():
         return f"must have 1 to {LONGEST_VALUE} printable characters"
     if field.enum and value not in field.enum:
