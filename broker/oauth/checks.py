@@ -292,8 +292,8 @@ def _account_problems(descriptor: ProviderDescriptor) -> Iterator[str]:
     key, value = needs.get(account.source, ("", ""))
     if value is None:
         yield f'account.source = "{account.source}" needs {key}'
-    if not re.fullmatch(r"only|first|ask|default:.*", account.choose):
-        yield 'account.choose is "only", "first", "ask" or "default:<pointer>"'
+    if not re.fullmatch(r"only|first|default:.*", account.choose):
+        yield 'account.choose is "only", "first" or "default:<pointer>"'
 
 
 def _revocation_problems(descriptor: ProviderDescriptor) -> Iterator[str]:
@@ -307,19 +307,20 @@ def _revocation_problems(descriptor: ProviderDescriptor) -> Iterator[str]:
 
 
 def _host_problems(descriptor: ProviderDescriptor) -> Iterator[str]:
-    """An access token goes to allowed_hosts only, so every place that gets one as a bearer must be among them."""
-    api, revocation = descriptor.api, descriptor.revocation
-    yield from (f"api.allowed_hosts {problem}" for problem in _rule_problems(api.allowed_hosts))
-    bearers = {"account.endpoint", "userinfo_endpoint", "api.base_url"}
-    bearers |= {f"metadata.{name}.confirm.endpoint" for name in descriptor.metadata}
-    if revocation.auth == "bearer":
-        bearers.add("revocation.endpoint")
+    """A token goes to allowed_hosts and to the token endpoint's host; every place that is sent one must be there.
+
+    Twin of `connections.providers.hosts_of`, which refuses other hosts when a request is sent.
+    """
+    allowed = descriptor.api.allowed_hosts
+    yield from (f"api.allowed_hosts {problem}" for problem in _rule_problems(allowed))
+    server = (*allowed, *reachable_hosts(descriptor, descriptor.token_endpoint)) if descriptor.token_endpoint else ()
+    places = {"account.endpoint": allowed, "userinfo_endpoint": allowed, "api.base_url": allowed}
+    places |= {f"metadata.{name}.confirm.endpoint": allowed for name in descriptor.metadata}
+    places |= {"quirks.exchange.endpoint": server, "revocation.endpoint": server}
     for key, template in _url_templates(descriptor):
-        if key not in bearers:
-            continue
-        for rule in reachable_hosts(descriptor, template):
-            if not _covered(rule, api.allowed_hosts):
-                yield f"{key} would send an access token to {rule}, which is not in api.allowed_hosts"
+        for rule in reachable_hosts(descriptor, template) if key in places else ():
+            if not _covered(rule, places[key]):
+                yield f"{key} would send a token to {rule}, which is not in api.allowed_hosts"
 
 
 def _covered(rule: str, allowed: tuple[str, ...]) -> bool:

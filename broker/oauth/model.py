@@ -174,7 +174,6 @@ class MetadataSource(DescriptorTable, frozen=True, kw_only=True):
     recapture: Literal["each_refresh", "connect"] = "each_refresh"
     confirm: Confirm | None = None
     pin: bool = False  # must not change over the life of a connection
-    expose: bool = True  # handed to callers together with the token
 
 
 class AccountLookup(DescriptorTable, frozen=True, kw_only=True):
@@ -188,7 +187,7 @@ class AccountLookup(DescriptorTable, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     body: str = ""  # sent as it is, as JSON
     list: str | None = None  # "" is the whole answer; None: the answer is one account
-    choose: str = "only"  # or "first", "ask", "default:<pointer>"
+    choose: str = "only"  # of several: or "first", "default:<pointer>"
     id: str = "/sub"
     name: str | None = "/name"
     email: str | None = "/email"
