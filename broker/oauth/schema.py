@@ -96,13 +96,13 @@ def item_table(schema: inspection.Type) -> inspection.StructType | None:
     return own_table(items[0]) if items else None
 
 
-def dotted_keys(schema: inspection.StructType | None = None, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every key of the schema as it is written (`config.<name>.pattern`) with the attribute that holds it."""
+def dotted_keys(schema: inspection.StructType | None = None, path: str = "") -> Iterator[tuple[str, inspection.Field]]:
+    """Yield every key as it is written, with its field: `quirks.scope_separator`, `config.<name>.pattern`."""
     for field in (schema or descriptor_type()).fields:
         if field.name in SET_BY_LOADER:
             continue
         key = f"{path}{field.encode_name}"
-        yield key, field.name
+        yield key, field
         below = own_table(field.type) or item_table(field.type)
         if below is not None:
             yield from dotted_keys(below, f"{key}.")

@@ -1,7 +1,7 @@
 """Values from outside, and the URLs made of them: no input may choose a host that the descriptor does not name.
 
-A secret goes wherever a URL points, so every value is checked here, on the server, in the form in which it is used
-(security.md 2.10), and every finished URL is parsed again and its host compared with the one that was meant.
+A secret goes wherever a URL points, so every value is checked here, on the server, in the form in which it is used,
+and every finished URL is parsed again and its host compared with the one that was meant.
 """
 
 from __future__ import annotations

@@ -430,7 +430,7 @@ def test_every_key_has_a_reader() -> None:
     sources = [path for path in Path(broker.__path__[0]).rglob("*.py") if path.name not in loaders]
     readers = "".join(path.read_text(encoding="utf-8") for path in sources)
 
-    unread = {key for key, attribute in dotted_keys() if not re.search(rf"\.{attribute}\b", readers)}
+    unread = {key for key, field in dotted_keys() if not re.search(rf"\.{field.name}\b", readers)}
 
     assert unread - FOR_PEOPLE == set()
     assert FOR_PEOPLE - {key for key, _ in dotted_keys()} == set()

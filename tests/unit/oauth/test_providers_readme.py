@@ -18,8 +18,8 @@ from broker.oauth.catalog import load_catalog
 from broker.oauth.custom import CustomProvider
 from broker.oauth.model import ProviderDescriptor
 from broker.oauth.schema import (
-    SET_BY_LOADER,
     descriptor_type,
+    dotted_keys,
     is_duration,
     item_table,
     named_table,
@@ -30,6 +30,7 @@ from broker.oauth.schema import (
 
 README = (Path(providers.__path__[0]) / "README.md").read_text(encoding="utf-8")
 STEPS, _, REFERENCE = README.partition("## Every key")
+KEYS = dict(dotted_keys())
 
 
 def blocks(text: str) -> list[str]:
@@ -40,22 +41,8 @@ def reference() -> dict[str, Any]:
     return tomllib.loads("\n".join(blocks(REFERENCE)))
 
 
-def fields(schema: inspection.StructType, path: str = "") -> Iterator[tuple[str, inspection.Field]]:
-    """Yield every key of the schema below *path*, tables included."""
-    for field in schema.fields:
-        if field.name in SET_BY_LOADER:
-            continue
-        yield f"{path}{field.encode_name}", field
-        below = own_table(field.type) or item_table(field.type)
-        named = named_table(field.type)
-        if below is not None:
-            yield from fields(below, f"{path}{field.encode_name}.")
-        elif named is not None:
-            yield from fields(named, f"{path}{field.encode_name}.<name>.")
-
-
 def written(table: dict[str, Any], schema: inspection.StructType, path: str = "") -> Iterator[str]:
-    """Yield every key that the reference shows, named as `fields` names it."""
+    """Yield every key that the reference shows, named as `dotted_keys` names it."""
     types = {field.encode_name: field.type for field in schema.fields}
     for key, value in table.items():
         yield f"{path}{key}"
@@ -80,7 +67,7 @@ async def test_the_five_step_example_loads_as_it_stands(tmp_path: Path) -> None:
 
 async def test_the_reference_shows_every_key_and_no_other() -> None:
     shown = {re.sub(r"\bpredicate\..*", "predicate", key) for key in written(reference(), descriptor_type())}
-    known = {re.sub(r"\bpredicate\..*", "predicate", key) for key, _ in fields(descriptor_type())}
+    known = {re.sub(r"\bpredicate\..*", "predicate", key) for key in KEYS}
 
     assert known - shown == set()
     assert shown - known == set()
@@ -109,7 +96,7 @@ STATED = {key: match[1] for key, text in comments().items() if (match := re.sear
 
 @pytest.mark.parametrize("key", STATED)
 async def test_a_stated_default_is_the_default(key: str) -> None:
-    field = dict(fields(descriptor_type()))[key]
+    field = KEYS[key]
     stated = tomllib.loads(f"value = {STATED[key]}")["value"]
     value = parse_duration(stated, key) if is_duration(field.type) else stated
 
@@ -120,7 +107,7 @@ async def test_what_holds_for_an_absent_key_is_stated() -> None:
     """Empty lists and tables need no words; every other default is given, or what it follows from."""
     silent = []
     for key, text in comments().items():
-        field = dict(fields(descriptor_type()))[key]
+        field = KEYS[key]
         is_empty = field.default in (None, (), msgspec.NODEFAULT)  # a table has a factory instead of a default
         stated = text.startswith("required") or (not field.required and re.search(r"\(default |absent: ", text))
         said = stated or (is_empty and not field.required)
