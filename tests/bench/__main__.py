@@ -114,7 +114,7 @@ async def bench(dsn: str, names: Sequence[str], plan: Plan) -> Report:
         targets={target.name: target.about for target in targets},
         ratios=compared,
         verdict=verdict(compared, GOAL),
-        figures=figures(measurements, server_cores=plan.placement.server),
+        figures=figures(measurements, placement=plan.placement),
         machine=Machine.this(),
         placement=plan.placement,
         postgresql=await server_settings(dsn),

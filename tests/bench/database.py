@@ -11,7 +11,7 @@ import msgspec
 
 from tests.bench.load import percentile
 
-_SHOWN = ("server_version", "fsync", "synchronous_commit", "wal_sync_method", "shared_buffers")
+_SHOWN = ("server_version", "fsync", "synchronous_commit", "wal_sync_method")
 
 
 class CommitCost(msgspec.Struct, frozen=True):

@@ -56,6 +56,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     server_cpu_us: float  # CPU microseconds of the server per answer, median; steadier than the rate where others work
     server: float  # the server's share of its core, median
     disturbed: float  # what others took of the server's core, in the worst round
+    rest: float  # busiest of the cores of the load and PostgreSQL, by anybody, median: near 1.0 it limits the server
     load: float  # share of one core that the load itself took, median: near 1.0 it would be the bottleneck
     errors: int
     first_error: str | None
@@ -93,7 +94,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     measurements: Sequence[Measurement]
 
 
-def figures(measurements: Sequence[Measurement], *, server_cores: Iterable[int]) -> list[Figures]:
+def figures(measurements: Sequence[Measurement], *, placement: Placement) -> list[Figures]:
     """Summarize the rounds of each target at each number of connections, in the order in which they first came."""
     found = []
     for (target, connections), loads in _by_target_and_connections(measurements).items():
@@ -106,7 +107,8 @@ def figures(measurements: Sequence[Measurement], *, server_cores: Iterable[int])
                 p99_ms=Spread.of(load.p99_ms for load in loads),
                 server_cpu_us=median(load.server_cpu_us for load in loads),
                 server=median(load.cpu.server for load in loads),
-                disturbed=max(_disturbance(load, server_cores) for load in loads),
+                disturbed=max(sum(_busy(load, placement.server)) - load.cpu.server for load in loads),
+                rest=median(max(_busy(load, placement.rest), default=0.0) for load in loads),
                 load=median(load.cpu.load for load in loads),
                 errors=sum(load.errors for load in loads),
                 first_error=next((load.first_error for load in loads if load.first_error), None),
@@ -190,7 +192,7 @@ def _ratio_table(found: Sequence[Ratio]) -> Table:
 
 def _figures_table(report: Report) -> Table:
     table = Table("target", box=box.SIMPLE_HEAD)
-    for column in ("conn.", "answers/s", "", "p50 ms", "p99 ms", "CPU µs", "server", "others", "load", "errors"):
+    for column in ("conn.", "answers/s", "", "p50 ms", "p99 ms", "CPU µs", "server", "others", "load", "rest"):
         table.add_column(column, justify="right")
     for row in report.figures:
         table.add_row(
@@ -202,9 +204,9 @@ def _figures_table(report: Report) -> Table:
             f"{row.p99_ms.median:.2f}",
             f"{row.server_cpu_us:,.0f}",
             f"{row.server:.0%}",
-            f"{row.disturbed:.0%}",
+            f"{max(0.0, row.disturbed):.0%}",
             f"{row.load:.0%}",
-            str(row.errors),
+            f"{row.rest:.0%}",
             style="red" if row.errors else "",
         )
     return table
@@ -212,8 +214,9 @@ def _figures_table(report: Report) -> Table:
 
 def _findings(report: Report) -> Iterator[Text]:
     for row in report.figures:
-        if row.first_error:
-            yield Text(f"{row.target}, first error: {row.first_error.strip()}", style="red")
+        if row.errors:
+            where = f"{row.target} at {row.connections} connections"
+            yield Text(f"{where}: {row.errors} errors; the first: {(row.first_error or '').strip()}", style="red")
     for target in report.targets:
         checks = [run.check for run in report.measurements if run.target == target and run.check]
         for check in (check for check in checks if not check.passed):
@@ -231,8 +234,9 @@ def _facts(report: Report) -> Text:
         f"server on core {server}; load and PostgreSQL on core {rest}",
         f"PostgreSQL {', '.join(f'{name} {value}' for name, value in settings.items())}",
         "by CPU: the same with answers per CPU second of the server; CPU µs: the server's CPU time per answer",
-        "server, load: their share of a core; others: what anybody else took of the server's, in the worst round",
-        "where others took much, the rates and latencies are theirs too: rely on CPU, or measure again",
+        "server, load: their share of a core; others: what anybody else took of the server's, at worst",
+        "rest: how busy the core of the load and PostgreSQL was; near 100% it is the limit, not the server",
+        "where others took much, rates and latencies are theirs too: rely on CPU, or measure again",
         f"one durable commit alone: {commit.p50_ms:.2f} ms (p99 {commit.p99_ms:.2f}), {commit.per_second:,.0f}/s",
     ]
     return Text("\n".join(lines), style="dim")
@@ -242,9 +246,8 @@ def _times(spread: Spread | None) -> str:
     return "" if spread is None else f"{spread.median:.2f}× ({spread.low:.2f}–{spread.high:.2f})"
 
 
-def _disturbance(load: LoadResult, server_cores: Iterable[int]) -> float:
-    busy = sum(load.cpu.cores.get(str(core), 0.0) for core in server_cores)
-    return max(0.0, busy - load.cpu.server)
+def _busy(load: LoadResult, cores: Iterable[int]) -> list[float]:
+    return [load.cpu.cores.get(str(core), 0.0) for core in cores]
 
 
 def _by_target_and_connections(measurements: Sequence[Measurement]) -> dict[tuple[str, int], list[LoadResult]]:

@@ -248,9 +248,10 @@ def test_a_goal_that_was_not_measured_has_no_verdict() -> None:
 
 
 def test_what_others_took_of_the_servers_core_is_reported() -> None:
-    (row,) = figures([measurement("ours", 0, load(1_000, server_cpu=0.5))], server_cores={0})
+    (row,) = figures([measurement("ours", 0, load(1_000, server_cpu=0.5))], placement=Placement.of([0, 1]))
 
     assert row.disturbed == pytest.approx(0.45)
+    assert row.rest == pytest.approx(0.4)
     assert row.server_cpu_us == pytest.approx(500)
 
 
