@@ -81,6 +81,10 @@ class ProviderUnavailable(BrokerError):
     who_can_act = "nobody"
     retryable = True
 
+    def __init__(self, message: str | None = None, *, retry_after: float = 2.0) -> None:
+        self.retry_after = retry_after  # seconds
+        super().__init__(message)
+
 
 class EgressRefused(BrokerError):
     """The address is not one that Penstock may send to."""

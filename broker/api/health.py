@@ -1,0 +1,45 @@
+"""Alive, ready, measured: /healthz, /readyz and /metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, get
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from broker.api.requests import ApiRequest, services
+from broker.errors import BrokerError
+
+
+@get("/healthz", tags=["operations"])
+async def healthz() -> dict[str, str]:
+    """Say that the process answers."""
+    return {"status": "alive"}
+
+
+@get("/readyz", tags=["operations"])
+async def readyz(request: ApiRequest) -> Response[dict[str, Any]]:
+    """Say whether this process can do its job: database there, audit writable, keyring readable."""
+    use = services(request)
+    checks = {"database": False, "audit_writable": False, "keyring": False}
+    try:
+        checks["audit_writable"] = bool(await use.database.value("ready"))
+        checks["database"] = True
+    except BrokerError:
+        pass  # the answer says so
+    try:
+        use.keyring.reload()
+        checks["keyring"] = True
+    except BrokerError:
+        pass  # likewise
+    ready = all(checks.values())
+    return Response({"status": "ready" if ready else "not_ready", "checks": checks}, status_code=200 if ready else 503)
+
+
+@get("/metrics", include_in_schema=False)
+async def metrics() -> Response[bytes]:
+    """Give the metrics of this process in Prometheus' text format."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+HANDLERS = [healthz, readyz, metrics]

@@ -1,0 +1,166 @@
+"""Data integrations: create, read, change, delete, for both ownerships (pipes-api.md 9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import delete, get, post, put
+from msgspec import UNSET, UnsetType
+
+from broker import ids
+from broker.api import schemas
+from broker.api.requests import ApiRequest, body_of, caller_of, decoded, page, paging_of, query_choice, services
+from broker.connections.integrations import Credentials, IntegrationChange, NewIntegration
+from broker.connections.model import Integration, Ownership
+from broker.errors import IntegrationUnusable, InvalidRequest
+from broker.oauth.custom import CustomProvider
+
+OWNERSHIPS: tuple[Ownership, ...] = ("user", "organization")
+ROOT = "/data-integrations/{slug:str}"
+ORGANIZATION = f"{ROOT}/organization"
+
+
+def _shown(request: ApiRequest, integration: Integration) -> schemas.DataIntegration:
+    return schemas.data_integration(integration, services(request).providers.redirect_uri(integration))
+
+
+@get("/data-integrations", tags=["data integrations"])
+async def list_data_integrations(request: ApiRequest) -> dict[str, Any]:
+    """List the integrations of the environment, paged."""
+    caller = await caller_of(request, "integrations:read")
+    paging = paging_of(request)
+    found = await services(request).integrations.page(
+        caller,
+        ownership=query_choice(request, "ownership", OWNERSHIPS),
+        after=paging.cursor(ids.INTEGRATION),
+        ascending=paging.walks_up,
+        most=paging.most + 1,
+    )
+    return page([_shown(request, row) for row in found], [row.wire_id for row in found], paging)
+
+
+@post("/data-integrations", status_code=201, tags=["data integrations"])
+async def create_data_integration(request: ApiRequest) -> schemas.DataIntegration:
+    """Configure a provider, one of the catalog or a custom one; the answer has the redirect URI to register there."""
+    caller = await caller_of(request, "integrations:write")
+    body = await body_of(request, schemas.CreateIntegration)
+    if body.api_key is not None:
+        raise IntegrationUnusable(f"'{body.provider}' is not offered with API keys.")
+    made = await services(request).integrations.create(
+        caller,
+        NewIntegration(
+            provider=body.provider,
+            ownership=body.ownership,
+            description=body.description,
+            enabled=bool(body.enabled),
+            scopes=list(body.scopes) if body.scopes is not None else None,
+            auth_methods=body.auth_methods or ("oauth",),
+            config=body.config or {},
+            credentials=_credentials(body.credentials),
+            custom_provider=_definition(body.custom_provider),
+        ),
+    )
+    return _shown(request, made)
+
+
+def _credentials(body: schemas.CredentialsBody | None) -> Credentials | None:
+    if body is None:
+        return None
+    return Credentials(type=body.type, client_id=body.client_id, client_secret=body.client_secret or None)
+
+
+def _definition(body: schemas.CustomProviderBody | None) -> CustomProvider | None:
+    if body is None:
+        return None
+    if body.name is UNSET:
+        raise InvalidRequest("custom_provider.name is required.")
+    return decoded(msgspec.json.encode(body.given()), CustomProvider)
+
+
+def _given(value: Any) -> Any:
+    """Read a field that a client may send as null where null says nothing."""
+    return UNSET if value is None else value
+
+
+async def _get(request: ApiRequest, slug: str, ownership: Ownership) -> schemas.DataIntegration:
+    caller = await caller_of(request, "integrations:read")
+    return _shown(request, await services(request).integrations.get(caller, slug, ownership))
+
+
+async def _update(request: ApiRequest, slug: str, ownership: Ownership) -> schemas.DataIntegration:
+    caller = await caller_of(request, "integrations:write")
+    body = await body_of(request, schemas.UpdateIntegration)
+    if body.api_key is not UNSET and body.api_key is not None:
+        raise IntegrationUnusable(f"'{slug}' is not offered with API keys.")
+    definition: dict[str, Any] | UnsetType = UNSET
+    if isinstance(body.custom_provider, schemas.CustomProviderBody):
+        definition = body.custom_provider.given()
+    credentials = _credentials(body.credentials) if isinstance(body.credentials, schemas.CredentialsBody) else UNSET
+    changed = await services(request).integrations.update(
+        caller,
+        slug,
+        ownership,
+        IntegrationChange(
+            description=body.description,
+            enabled=_given(body.enabled),
+            scopes=body.scopes,
+            config=_given(body.config),
+            credentials=credentials,
+            custom_provider=definition,
+        ),
+    )
+    return _shown(request, changed)
+
+
+async def _delete(request: ApiRequest, slug: str, ownership: Ownership) -> None:
+    caller = await caller_of(request, "integrations:write")
+    await services(request).integrations.delete(caller, slug, ownership)
+
+
+@get(ROOT, tags=["data integrations"])
+async def get_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+    """Return the user-owned root of a provider."""
+    return await _get(request, slug, "user")
+
+
+@put(ROOT, tags=["data integrations"])
+async def update_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+    """Change the user-owned root; new credentials replace the old ones."""
+    return await _update(request, slug, "user")
+
+
+@delete(ROOT, status_code=204, tags=["data integrations"])
+async def delete_data_integration(request: ApiRequest, slug: str) -> None:
+    """Delete the user-owned root and end all its connections."""
+    await _delete(request, slug, "user")
+
+
+@get(ORGANIZATION, tags=["data integrations"])
+async def get_organization_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+    """Return the organization-owned root of a provider."""
+    return await _get(request, slug, "organization")
+
+
+@put(ORGANIZATION, tags=["data integrations"])
+async def update_organization_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+    """Change the organization-owned root."""
+    return await _update(request, slug, "organization")
+
+
+@delete(ORGANIZATION, status_code=204, tags=["data integrations"])
+async def delete_organization_data_integration(request: ApiRequest, slug: str) -> None:
+    """Delete the organization-owned root and end all its connections."""
+    await _delete(request, slug, "organization")
+
+
+HANDLERS = [
+    list_data_integrations,
+    create_data_integration,
+    get_data_integration,
+    update_data_integration,
+    delete_data_integration,
+    get_organization_data_integration,
+    update_organization_data_integration,
+    delete_organization_data_integration,
+]

@@ -1,0 +1,50 @@
+"""The use-cases that routes call; `app.py` puts them together, and nothing else holds them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.callers.idempotency import Idempotency
+from broker.callers.keys import ApiKeys
+from broker.connections.access import TokenAccess
+from broker.connections.accounts import Accounts
+from broker.connections.authorize import Authorize
+from broker.connections.directory import Directory
+from broker.connections.integrations import Integrations
+from broker.connections.keepalive import KeepAlive
+from broker.connections.providers import Providers
+from broker.connections.reconcile import Reconciler
+from broker.connections.revoke import Revoke
+from broker.connections.rewrap import Rewrap
+from broker.connections.supervisor import RefreshSupervisor
+from broker.connections.upstream import UpstreamRevocation
+from broker.settings import Settings
+from broker.store.handout import HandOuts
+from broker.store.postgres import Database
+from broker.vault.keyring import FileKeyring
+from broker.web.pages import Pages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Everything a request can need."""
+
+    settings: Settings
+    database: Database
+    keyring: FileKeyring
+    api_keys: ApiKeys
+    idempotency: Idempotency
+    providers: Providers
+    access: TokenAccess
+    supervisor: RefreshSupervisor
+    authorize: Authorize
+    accounts: Accounts
+    directory: Directory
+    integrations: Integrations
+    revoke: Revoke
+    upstream: UpstreamRevocation
+    rewrap: Rewrap
+    reconciler: Reconciler
+    keep_alive: KeepAlive
+    hand_outs: HandOuts
+    pages: Pages

@@ -1,0 +1,193 @@
+"""Composition root: settings → pool, keyring, catalog, use-cases → Litestar. The only file that imports everything."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from litestar import Litestar
+from litestar.config.app import AppConfig
+from litestar.openapi import OpenAPIConfig
+
+from broker import __version__, ids
+from broker.api import accounts, admin, connect, health, integrations, pipes
+from broker.api.hot import Front
+from broker.api.problems import answer_problem
+from broker.api.requests import LARGEST_BODY
+from broker.api.services import Services
+from broker.callers.idempotency import Idempotency
+from broker.callers.keys import ApiKeys
+from broker.connections.access import TokenAccess
+from broker.connections.accounts import Accounts
+from broker.connections.authorize import Authorize
+from broker.connections.connecting import Connecting
+from broker.connections.directory import Directory
+from broker.connections.integrations import Integrations
+from broker.connections.keepalive import KeepAlive
+from broker.connections.providers import Providers
+from broker.connections.reconcile import Reconciler
+from broker.connections.refresh import RefreshEngine
+from broker.connections.revoke import Revoke
+from broker.connections.rewrap import Rewrap
+from broker.connections.settle import Settlement
+from broker.connections.supervisor import RefreshSupervisor
+from broker.connections.upstream import UpstreamRevocation
+from broker.connections.vaulted import Vault
+from broker.errors import ConfigurationError
+from broker.failpoint import arm
+from broker.oauth.catalog import Catalog, load_catalog
+from broker.outbound import Outbound
+from broker.settings import Settings
+from broker.store.coordination import WakeUps
+from broker.store.handout import HandOuts
+from broker.store.postgres import Database
+from broker.vault.keyring import FileKeyring, open_keyring
+from broker.web.pages import Pages
+from broker.worker import Worker
+
+DEFAULT_ENVIRONMENT = "default"
+# Jitter spreads load; nobody gains by guessing it.
+_jitter = random.random
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings, *, dsn: str | None = None, durable: bool = True, pool: int = 8
+) -> AsyncIterator[Services]:
+    """Open everything a process needs on a migrated database, and close it again in order.
+
+    *dsn* names the database where the settings leave it to the embedded one. Raise `ConfigurationError`,
+    `StoreUnavailable`.
+    """
+    where = dsn or (settings.database_url.reveal() if settings.database_url else None)
+    if where is None:
+        raise ConfigurationError(
+            "PENSTOCK_DATABASE_URL", "is not set", "Set it, or use `penstock dev`, which brings its own PostgreSQL."
+        )
+    arm(settings.failpoint)
+    keyring = open_keyring(settings.keyring, production=settings.production)
+    catalog = load_catalog(settings.providers_dir)
+    async with AsyncExitStack() as stack:
+        database = Database(where, size=pool, durable=durable)
+        await database.open()
+        stack.push_async_callback(database.close)
+        hand_outs = HandOuts(database)
+        await hand_outs.open()
+        stack.push_async_callback(hand_outs.close)
+        wake_ups = WakeUps(database)
+        await wake_ups.open()
+        stack.push_async_callback(wake_ups.close)
+        outbound = Outbound(allow=settings.outbound_allow, provider_hosts=settings.provider_hosts)
+        stack.push_async_callback(outbound.aclose)
+        deployment_id = await database.value("ensure_deployment")
+        await database.execute("ensure_environment", id=DEFAULT_ENVIRONMENT)
+        services = _compose(settings, database, keyring, catalog, hand_outs, wake_ups, outbound, deployment_id)
+        if settings.bootstrap_api_key is not None:
+            await services.api_keys.ensure(DEFAULT_ENVIRONMENT, settings.bootstrap_api_key)
+        stack.push_async_callback(services.supervisor.drain)
+        yield services
+
+
+def _compose(
+    settings: Settings,
+    database: Database,
+    keyring: FileKeyring,
+    catalog: Catalog,
+    hand_outs: HandOuts,
+    wake_ups: WakeUps,
+    outbound: Outbound,
+    deployment_id: UUID,
+) -> Services:
+    development = not settings.production
+    vault = Vault(keyring, deployment_id)
+    providers = Providers(
+        database,
+        catalog,
+        vault,
+        outbound,
+        public_url=settings.public_url,
+        development=development,
+        provider_hosts=settings.provider_hosts,
+    )
+    settlement = Settlement(database, jitter=_jitter)
+    holder = f"{socket.gethostname()}/{os.getpid()}/{ids.random_token('', size=6)}"
+    engine = RefreshEngine(database, vault, providers, settlement, wake_ups, holder=holder, random=_jitter)
+    supervisor = RefreshSupervisor(engine.refresh)
+    connecting = Connecting(database, vault, providers, jitter=_jitter)
+    revoke = Revoke(database, providers)
+    upstream = UpstreamRevocation(database, vault, providers, random=_jitter)
+    return Services(
+        settings=settings,
+        database=database,
+        keyring=keyring,
+        api_keys=ApiKeys(database, keyring),
+        idempotency=Idempotency(database),
+        providers=providers,
+        access=TokenAccess(hand_outs, database, vault, providers, supervisor),
+        supervisor=supervisor,
+        authorize=Authorize(database, vault, providers, connecting, allowed_return_to=settings.allowed_return_to),
+        accounts=Accounts(database, vault, providers, revoke, jitter=_jitter),
+        directory=Directory(database, upstream),
+        integrations=Integrations(database, vault, providers, revoke, development=development),
+        revoke=revoke,
+        upstream=upstream,
+        rewrap=Rewrap(database, keyring),
+        reconciler=Reconciler(database, engine, settlement, revoke),
+        keep_alive=KeepAlive(database, supervisor),
+        hand_outs=hand_outs,
+        pages=Pages(secure=settings.secure_cookies),
+    )
+
+
+def litestar(handlers: Sequence[Any] = (), lifespan: Sequence[Any] = ()) -> Litestar:
+    """Make the framework's application with every resource; *handlers* are further ones, such as development's."""
+    everything = [
+        *health.HANDLERS,
+        *pipes.HANDLERS,
+        *accounts.HANDLERS,
+        *integrations.HANDLERS,
+        *admin.HANDLERS,
+        *connect.HANDLERS,
+        *handlers,
+    ]
+    return Litestar.from_config(
+        AppConfig(
+            route_handlers=everything,
+            lifespan=list(lifespan),
+            exception_handlers={Exception: answer_problem},
+            request_max_body_size=LARGEST_BODY,
+            openapi_config=OpenAPIConfig(title="Penstock", version=__version__, path="/openapi", render_plugins=()),
+            logging_config=None,
+            debug=False,
+        )
+    )
+
+
+def create(
+    settings: Settings,
+    *,
+    dsn: str | None = None,
+    durable: bool = True,
+    worker: bool = True,
+    handlers: Sequence[Any] = (),
+) -> Front:
+    """Make the ASGI application of one server process; its lifespan opens the services and runs the worker."""
+
+    @asynccontextmanager
+    async def running(app: Litestar) -> AsyncIterator[None]:
+        async with open_services(settings, dsn=dsn, durable=durable) as services:
+            app.state.services = services
+            chores = Worker(services)
+            if worker:
+                chores.start()
+            try:
+                yield
+            finally:
+                await chores.stop()
+
+    return Front(litestar(handlers, [running]))

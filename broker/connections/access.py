@@ -1,0 +1,434 @@
+"""The hot path: a fresh token for a caller, or why there is none. A token leaves after its audit record is durable."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import lru_cache
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from broker import ids
+from broker.audit import records
+from broker.callers.model import Caller, RequestInfo, system
+from broker.connections.model import Connection, Owner, Ownership, Tokens
+from broker.connections.providers import Providers
+from broker.connections.settle import condemn_connection
+from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
+from broker.connections.vaulted import Vault
+from broker.errors import (
+    AccountMismatch,
+    AccountSelectionRequired,
+    AuthMethodMismatch,
+    ConnectedAccountNotFound,
+    InsufficientScope,
+    IntegrationUnusable,
+    NotFound,
+    ProviderMisconfigured,
+    ProviderUnavailable,
+    Unauthorized,
+    VaultError,
+)
+from broker.log import log
+from broker.oauth.model import ProviderDescriptor
+from broker.secret import Secret
+from broker.store.handout import Ask, HandOuts, Held
+from broker.store.postgres import Database
+
+REFRESH_WAIT = 25.0  # seconds a caller waits for a refresh; the refresh goes on without them
+
+
+class TokenQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller asks for (pipes-api.md 4.1 and 14.2)."""
+
+    slug: str
+    user_id: str
+    organization_id: str | None = None
+    ownership: Ownership = "user"
+    connected_account_id: str | None = None
+    plural: bool = False
+    min_ttl: int = 0  # seconds
+    rejected_token_id: str | None = None
+    purpose: str | None = None
+    expected_instance_url: str | None = None
+    expected_account_id: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Say whether the hand-out may be decided in the store, in one statement, with nothing to compare first."""
+        return (
+            self.rejected_token_id is None
+            and self.expected_instance_url is None
+            and self.expected_account_id is None
+            and self.connected_account_id is None
+            and not self.plural
+        )
+
+
+class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that is on its way out; its audit record is durable."""
+
+    access_token: Secret
+    token_type: str
+    token_id: str
+    connection_id: UUID
+    expires_at: datetime | None
+    expires_in: int | None  # whole seconds
+    scopes: list[str]
+    missing_scopes: list[str]
+    metadata: dict[str, str]
+    instance_url: str | None
+    account_id: str | None
+    account_name: str | None
+    degraded: bool
+    config: dict[str, str]
+
+
+class Inactive(msgspec.Struct, frozen=True, kw_only=True):
+    """There is no token to be had; the person has to act."""
+
+    error: Literal["not_installed", "needs_reauthorization"]
+    reason: str
+    since: datetime | None = None
+    connection_id: UUID | None = None
+
+
+class TokenAccess:
+    """Answer `/token` and `/credentials`."""
+
+    def __init__(
+        self,
+        hand_outs: HandOuts,
+        database: Database,
+        vault: Vault,
+        providers: Providers,
+        supervisor: RefreshSupervisor,
+    ) -> None:
+        self._hand_outs, self._database, self._vault = hand_outs, database, vault
+        self._providers, self._supervisor = providers, supervisor
+
+    async def fresh_token(self, api_key: str | None, query: TokenQuery, info: RequestInfo) -> IssuedToken | Inactive:
+        """Return a token valid for at least `min_ttl`, refreshed if need be, or why the person has to act.
+
+        Raise `Unauthorized`, `NotFound`, `ProviderUnavailable` and the other errors of pipes-api.md 4.1 and 14.
+        """
+        if api_key is None:
+            raise Unauthorized("No token provided")
+        key_digest = self._vault.keyring.api_key_digest(api_key)
+        held = await self._hand_outs.ask(_ask(key_digest, query, info, take=query.plain))
+        if held.serve:
+            if held.refresh_due:
+                self._supervisor.start(_key(held))
+            return await self._issued(held, degraded=bool(held.refresh_failing))
+        caller = _allowed(held, query, info)
+        chosen = await self._chosen(held, query, caller)
+        if chosen is None:
+            return await self._never_or_ended(held, query, caller)
+        return await self._careful(key_digest, chosen, query, caller)
+
+    # --- which connection -------------------------------------------------------------------------------------------
+
+    async def _chosen(self, held: Held, query: TokenQuery, caller: Caller) -> UUID | None:
+        """Apply the selection rule of pipes-api.md 3.2; None when this owner has no such connection."""
+        if query.connected_account_id is None and not query.plural:
+            return held.connection_id
+        candidates = await self._database.all(
+            Connection,
+            "owner_connections",
+            environment_id=caller.environment_id,
+            integration_id=held.integration_id,
+            user_key=_user_key(query),
+            organization_key=query.organization_id or "",
+        )
+        if query.connected_account_id is not None:
+            wanted = ids.from_wire(ids.CONNECTION, query.connected_account_id)
+            if not any(candidate.id == wanted for candidate in candidates):
+                raise ConnectedAccountNotFound
+            return wanted
+        if len(candidates) > 1:
+            raise AccountSelectionRequired
+        return candidates[0].id if candidates else None
+
+    async def _never_or_ended(self, held: Held, query: TokenQuery, caller: Caller) -> Inactive:
+        ended = await self._database.one(
+            Connection,
+            "last_ended_connection",
+            environment_id=caller.environment_id,
+            integration_id=held.integration_id,
+            user_key=_user_key(query),
+            organization_key=query.organization_id or "",
+        )
+        if ended is None:
+            inactive = Inactive(error="not_installed", reason="never_connected")
+            subject = records.Subject(user_id=query.user_id, organization_id=query.organization_id, provider=query.slug)
+        else:
+            inactive = Inactive(
+                error="not_installed",
+                reason=ended.state_reason or "disconnected",
+                since=ended.state_since,
+                connection_id=ended.id,
+            )
+            subject = ended.subject
+        await self._deny(caller, subject, inactive.reason, query.purpose)
+        return inactive
+
+    # --- everything but the plain case ------------------------------------------------------------------------------
+
+    async def _careful(
+        self, key_digest: bytes, connection_id: UUID, query: TokenQuery, caller: Caller
+    ) -> IssuedToken | Inactive:
+        """Look, decide, refresh if need be, look again, and only then hand out, the version that was decided on."""
+        looked = await self._look(key_digest, connection_id, query, caller)
+        inactive = await self._unservable(looked, query, caller)
+        if inactive is not None:
+            return inactive
+        rejected = query.rejected_token_id is not None and query.rejected_token_id == self._token_id(looked)
+        result: RefreshResult | None = None
+        if rejected or not looked.above_floor or not looked.lasts:
+            if looked.refreshable:
+                result = await self._supervisor.wait(_key(looked), REFRESH_WAIT)
+            elif rejected or not looked.above_floor:
+                await self._lapse(looked, rejected=rejected)
+            looked, seen = await self._look(key_digest, connection_id, query, caller), looked
+            inactive = await self._unservable(looked, query, caller)
+            if inactive is not None:
+                return inactive
+            if not looked.above_floor or (rejected and looked.version == seen.version):
+                raise _no_token(result)
+        elif looked.refresh_due:
+            self._supervisor.start(_key(looked))
+        unrenewed = result is not None and result.kind != "renewed" and not looked.lasts
+        degraded = bool(looked.refresh_failing or (unrenewed and looked.refreshable))
+        taken = await self._hand_outs.ask(
+            _ask(key_digest, query, caller.request, take=True, connection_id=connection_id, version=looked.version)
+        )
+        if not taken.serve:  # it changed between the look and the hand-out; whoever asks again gets the new truth
+            raise ProviderUnavailable("The connection changed while it was read; ask again.")
+        return await self._issued(taken, degraded=degraded)
+
+    async def _look(self, key_digest: bytes, connection_id: UUID, query: TokenQuery, caller: Caller) -> Held:
+        held = await self._hand_outs.ask(
+            _ask(key_digest, query, caller.request, take=False, connection_id=connection_id)
+        )
+        _allowed(held, query, caller.request)
+        if held.connection_id is not None and held.state == "connected" and held.auth_method == "oauth":
+            self._check_expectations(held, query)
+        return held
+
+    async def _unservable(self, held: Held, query: TokenQuery, caller: Caller) -> Inactive | None:
+        if held.connection_id is None:
+            return await self._never_or_ended(held, query, caller)
+        if held.auth_method != "oauth":
+            raise AuthMethodMismatch(
+                f"This installation uses {held.auth_method} authentication. "
+                "Use the POST /:slug/credentials endpoint instead."
+            )
+        if held.state == "connected":
+            return None
+        reason = held.state_reason or "revoked"
+        await self._deny(caller, _subject(held), reason, query.purpose)
+        return Inactive(
+            error="needs_reauthorization", reason=reason, since=held.state_since, connection_id=held.connection_id
+        )
+
+    @staticmethod
+    def _check_expectations(held: Held, query: TokenQuery) -> None:
+        for expected, stored in (
+            (query.expected_instance_url, held.instance_url),
+            (query.expected_account_id, held.account_id),
+        ):
+            if expected is not None and expected != stored:
+                raise AccountMismatch
+
+    async def _lapse(self, held: Held, *, rejected: bool) -> None:
+        """An access token has ended, or was refused by the provider, and nothing can renew it (requirements.md T8)."""
+        key = _key(held)
+        cause = (
+            "The provider refused the access token and there is no refresh token."
+            if rejected
+            else "The access token has expired and there is no refresh token."
+        )
+        async with self._database.transaction() as session:
+            connection = await session.one(
+                Connection, "lock_connection", environment_id=key.environment_id, id=key.connection_id
+            )
+            if connection is not None and connection.version == held.version:
+                await condemn_connection(
+                    session,
+                    connection,
+                    version=connection.version,
+                    epoch=connection.epoch,
+                    reason="revoked",
+                    cause=cause,
+                    error=None,
+                )
+
+    # --- the way out ------------------------------------------------------------------------------------------------
+
+    async def _issued(self, held: Held, *, degraded: bool) -> IssuedToken:
+        if held.connection_id is None or held.ct is None:
+            raise NotFound
+        key = _key(held)
+        tokens = await self._opened(key, held)
+        return IssuedToken(
+            access_token=tokens.access_token,
+            token_type=tokens.token_type,
+            token_id=self._token_id(held),
+            connection_id=key.connection_id,
+            expires_at=held.at_exp,
+            expires_in=int(held.remaining) if held.remaining is not None else None,
+            scopes=held.scopes or [],
+            missing_scopes=self._missing_scopes(held),
+            metadata=tokens.metadata,
+            instance_url=tokens.instance_url,
+            account_id=held.account_id,
+            account_name=held.account_name,
+            degraded=degraded,
+            config=_shown_config(held),
+        )
+
+    async def _opened(self, key: ConnectionKey, held: Held) -> Tokens:
+        place = self._vault.place(
+            key.environment_id,
+            key.connection_id,
+            _owner(held),
+            held.integration_id or key.connection_id,
+            held.version or 0,
+        )
+        try:
+            return Tokens.of(self._vault.open(place, held.ct or b""))
+        except VaultError as exc:
+            log.error("secret_unreadable", connection_id=str(key.connection_id), version=held.version)
+            async with self._database.transaction() as session:
+                await records.record(
+                    session,
+                    system(key.environment_id),
+                    "secret_unreadable",
+                    _subject(held),
+                    outcome="failed",
+                    reason=exc.code,
+                )
+            raise
+
+    def _token_id(self, held: Held) -> str:
+        return self._vault.keyring.token_id(str(held.connection_id), held.version or 0)
+
+    def _missing_scopes(self, held: Held) -> list[str]:
+        if not held.wanted_scopes:
+            return []
+        descriptor = self._providers.catalog.get(held.slug or "")
+        return list(missing_scopes(descriptor, tuple(held.wanted_scopes), tuple(held.scopes or ())))
+
+    async def _deny(self, caller: Caller, subject: records.Subject, reason: str, purpose: str | None) -> None:
+        async with self._database.transaction() as session:
+            await records.record(
+                session, caller, "token_denied", subject, outcome="denied", reason=reason, purpose=purpose
+            )
+
+
+@lru_cache(maxsize=4096)
+def _implied(slug: str, granted: tuple[str, ...], closure: tuple[tuple[str, tuple[str, ...]], ...]) -> frozenset[str]:
+    held, implies = set(granted), dict(closure)
+    waiting = list(granted)
+    while waiting:
+        for scope in implies.get(waiting.pop(), ()):
+            if scope not in held:
+                held.add(scope)
+                waiting.append(scope)
+    return frozenset(held)
+
+
+def missing_scopes(
+    descriptor: ProviderDescriptor | None, wanted: tuple[str, ...], granted: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the scopes that are configured and not granted, counting what a granted scope implies."""
+    if descriptor is None:
+        return tuple(scope for scope in wanted if scope not in granted)
+    closure = tuple((name, info.implies) for name, info in descriptor.scopes.items() if info.implies)
+    held = _implied(descriptor.slug, granted, closure)
+    return tuple(scope for scope in wanted if scope not in held)
+
+
+def _ask(
+    key_digest: bytes,
+    query: TokenQuery,
+    info: RequestInfo,
+    *,
+    take: bool,
+    connection_id: UUID | None = None,
+    version: int | None = None,
+) -> Ask:
+    return Ask(
+        take,
+        key_digest,
+        query.slug,
+        query.ownership,
+        _user_key(query),
+        query.organization_id or "",
+        connection_id,
+        version,
+        query.min_ttl if version is None else 0,  # a decision has been taken: this version, as long as it lasts
+        query.purpose,
+        info.request_id,
+        info.ip,
+        info.user_agent,
+    )
+
+
+def _allowed(held: Held, query: TokenQuery, info: RequestInfo) -> Caller:
+    """Return who asks, or raise for what neither they nor the environment has."""
+    if held.environment_id is None or held.key_id is None:
+        raise Unauthorized
+    if "tokens:read" not in (held.key_scopes or ()):
+        raise InsufficientScope("tokens:read")
+    if held.integration_id is None:
+        raise NotFound(f"There is no integration '{query.slug[:64]}' in this environment.")
+    if not held.enabled:
+        raise IntegrationUnusable(f"The integration '{held.slug}' is disabled.")
+    return Caller(
+        environment_id=held.environment_id,
+        actor_type="api_key",
+        actor_id=str(held.key_id),
+        scopes=tuple(held.key_scopes or ()),
+        request=info,
+    )
+
+
+def _no_token(result: RefreshResult | None) -> Exception:
+    if result is not None and result.kind == "misconfigured":
+        return ProviderMisconfigured()
+    return ProviderUnavailable(retry_after=result.retry_after if result is not None else 2.0)
+
+
+def _user_key(query: TokenQuery) -> str:
+    return "" if query.ownership == "organization" else query.user_id
+
+
+def _key(held: Held) -> ConnectionKey:
+    if held.environment_id is None or held.connection_id is None:
+        raise NotFound
+    return ConnectionKey(held.environment_id, held.connection_id)
+
+
+def _owner(held: Held) -> Owner:
+    return Owner(user_id=held.user_id, organization_id=held.organization_id)
+
+
+def _subject(held: Held) -> records.Subject:
+    return records.Subject(
+        connection_id=held.connection_id,
+        user_id=held.user_id,
+        organization_id=held.organization_id,
+        provider=held.slug,
+        version_no=held.version,
+    )
+
+
+def _shown_config(held: Held) -> dict[str, str]:
+    """Return the fields a caller needs to address a per-tenant host: the integration's and the connection's."""
+    fields: dict[str, str] = {}
+    for text in (held.integration_config, held.config):
+        if text and text != "{}":
+            fields.update(msgspec.json.decode(text, type=dict[str, str]))
+    return fields

@@ -1,0 +1,31 @@
+"""Keep-alive: refresh idle connections before their refresh token lapses, whatever their access token's end."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+
+from broker.connections.supervisor import ConnectionKey, RefreshSupervisor
+from broker.store.postgres import Database
+
+AT_ONCE = 16
+
+
+class _Due(msgspec.Struct, frozen=True):
+    environment_id: str
+    id: UUID
+
+
+class KeepAlive:
+    """Only for idle limits, at 60 % ± 20 % of them (reliability.md 3.17); an absolute end is never put off by it."""
+
+    def __init__(self, database: Database, supervisor: RefreshSupervisor) -> None:
+        self._database, self._supervisor = database, supervisor
+
+    async def run(self) -> int:
+        """Start the refreshes that are due; return how many."""
+        due = await self._database.all(_Due, "idle_connections", most=AT_ONCE)
+        for found in due:
+            await self._supervisor.wait(ConnectionKey(found.environment_id, found.id), 30.0)
+        return len(due)

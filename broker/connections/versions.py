@@ -1,0 +1,57 @@
+"""Secret versions and their connection: written, read back and opened inside somebody's transaction."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from broker.connections.model import Connection, SecretVersion, Tokens
+from broker.connections.vaulted import Vault
+from broker.errors import NotFound
+from broker.store.postgres import Database, Session
+
+
+async def stored(session: Session | Database, environment_id: str, connection_id: UUID) -> Connection:
+    """Return a connection as it now is; raise `NotFound`."""
+    found = await session.one(Connection, "connection", environment_id=environment_id, id=connection_id)
+    if found is None:
+        raise NotFound("There is no such connection in this environment.")
+    return found
+
+
+async def current_tokens(session: Session | Database, vault: Vault, connection: Connection) -> Tokens | None:
+    """Return the token set that is current, None when there is none; raise `VaultError` when it cannot be opened."""
+    held = await session.one(
+        SecretVersion, "current_secret", environment_id=connection.environment_id, connection_id=connection.id
+    )
+    return vault.open_tokens(connection, held) if held is not None else None
+
+
+async def retire(session: Session, connection: Connection) -> None:
+    """Erase the current version: what follows comes from a new consent, so nothing of the old one is replayed."""
+    await session.execute(
+        "retire_secret_version",
+        environment_id=connection.environment_id,
+        connection_id=connection.id,
+        keep=timedelta(0),
+    )
+
+
+async def write(session: Session, vault: Vault, connection: Connection, tokens: Tokens, received_at: datetime) -> None:
+    """Seal *tokens* as the version that *connection* has just moved to."""
+    sealed = vault.seal_tokens(connection, connection.version, tokens)
+    await session.execute(
+        "insert_secret_version",
+        environment_id=connection.environment_id,
+        connection_id=connection.id,
+        version_no=connection.version,
+        fence=connection.fence,
+        state="current",
+        received_at=received_at,
+        ct=sealed.blob,
+        kek_ref=sealed.kek_ref,
+        expires_at=None,
+    )
+    if tokens.refresh_token is not None:  # one that was once refused may come back with a new consent
+        fingerprint = vault.keyring.fingerprint(connection.environment_id, tokens.refresh_token)
+        await session.execute("forget_dead_refresh_token", environment_id=connection.environment_id, rt_fp=fingerprint)

@@ -1,0 +1,37 @@
+"""Failpoints: named places where a test kills, raises or sleeps (reliability.md 8.2); refused in production.
+
+`PENSTOCK_FAILPOINT=name:kill|raise|sleep` arms one. Unarmed, a failpoint is one comparison.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+_armed: tuple[str, str] | None = None
+
+
+class FailpointReached(Exception):
+    """A test asked for a failure here."""
+
+
+def arm(setting: str | None) -> None:
+    """Arm the failpoint that the setting names, or none."""
+    global _armed
+    if setting is None:
+        _armed = None
+        return
+    name, _, effect = setting.partition(":")
+    _armed = (name, effect or "kill")
+
+
+def failpoint(name: str) -> None:
+    """Fail here if this is the armed point."""
+    if _armed is None or _armed[0] != name:
+        return
+    if _armed[1] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif _armed[1] == "sleep":
+        time.sleep(3600)
+    raise FailpointReached(name)

@@ -1,0 +1,115 @@
+-- columns: connection_columns
+-- What the product knows of a connection; secrets are fetched apart.
+c.environment_id, c.id, c.integration_id, i.slug, c.user_id, c.organization_id, c.established_by_user_id, c.connection_role,
+       c.auth_method, c.state, c.state_reason, c.state_cause, c.state_since, c.in_doubt, c.version, c.fence, c.epoch, c.refreshable,
+       c.at_exp, c.scopes, c.account_id, c.account_name, c.account_tenant_id, c.instance_url, c.config, c.account_display_name,
+       c.account_identifier, c.last_refreshed_at, c.last_refresh_error, c.created_at, c.updated_at
+
+-- name: connection
+-- One connection by id.
+SELECT {connection_columns}
+FROM connection c JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+WHERE c.environment_id = :environment_id AND c.id = :id;
+
+-- name: lock_connection
+-- One connection by id, held until the transaction ends.
+SELECT {connection_columns}
+FROM connection c JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+WHERE c.environment_id = :environment_id AND c.id = :id
+FOR UPDATE OF c;
+
+-- name: lock_compatibility_connection
+-- The connection that fills an owner's compatibility slot, held until the transaction ends.
+SELECT {connection_columns}
+FROM connection c JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+WHERE c.environment_id = :environment_id AND c.integration_id = :integration_id AND c.user_key = :user_key
+  AND c.organization_key = :organization_key AND c.state <> 'disconnected' AND c.connection_role = 'compatibility'
+FOR UPDATE OF c;
+
+-- name: lock_owner
+-- Serialize the creation of connections for one owner and integration until the transaction ends.
+SELECT pg_advisory_xact_lock(hashtextextended(:owner, 0));
+
+-- name: user_connections
+-- Every live connection of a user in exactly one organization (or in none), for data_providers.
+SELECT {connection_columns}
+FROM connection c JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+WHERE c.environment_id = :environment_id AND c.user_key = :user_key AND c.organization_key = :organization_key
+  AND c.state <> 'disconnected'
+ORDER BY i.slug, c.connection_role, c.id;
+
+-- name: insert_connection
+-- A new connection with its first version still to be written.
+INSERT INTO connection (environment_id, id, integration_id, user_id, organization_id, established_by_user_id, connection_role, auth_method,
+                        state, state_reason, version, fence, refreshable, at_exp, at_life_s, serve_until, refresh_after, rt_idle_exp,
+                        rt_abs_exp, scopes, account_id, account_name, account_tenant_id, instance_url, config, account_display_name,
+                        account_identifier)
+VALUES (:environment_id, :id, :integration_id, :user_id, :organization_id, :established_by_user_id, :connection_role, 'oauth',
+        :state, :state_reason, 1, 1, :refreshable, :at_exp, :at_life_s, :serve_until, :refresh_after, :rt_idle_exp,
+        :rt_abs_exp, :scopes, :account_id, :account_name, :account_tenant_id, :instance_url, :config, :account_display_name,
+        :account_identifier);
+
+-- name: renew_connection
+-- New tokens from a consent or an import: version, fence and epoch move, so that whatever was under way is defeated.
+UPDATE connection
+   SET version = version + 1, fence = fence + 1, epoch = epoch + 1, state = :state, state_reason = :state_reason, state_cause = NULL,
+       state_since = CASE WHEN state = :state THEN state_since ELSE now() END, in_doubt = false, lease_holder = NULL,
+       lease_until = '-infinity', retry_at = '-infinity', refreshable = :refreshable, at_exp = :at_exp, at_life_s = :at_life_s,
+       serve_until = :serve_until, refresh_after = :refresh_after, rt_idle_exp = :rt_idle_exp, rt_abs_exp = :rt_abs_exp, scopes = :scopes,
+       account_id = coalesce(:account_id, account_id), account_name = coalesce(:account_name, account_name),
+       account_tenant_id = coalesce(:account_tenant_id, account_tenant_id), instance_url = :instance_url, config = :config,
+       established_by_user_id = coalesce(:established_by_user_id, established_by_user_id),
+       last_refresh_error = NULL, updated_at = now()
+ WHERE environment_id = :environment_id AND id = :id AND epoch = :epoch AND state <> 'disconnected';
+
+-- name: update_connection_labels
+-- Labels, granted scopes and, where given, a state a caller sets by hand. The epoch moves with the state.
+UPDATE connection
+   SET account_display_name = :account_display_name, account_identifier = :account_identifier, scopes = :scopes,
+       state_since = CASE WHEN state = :state THEN state_since ELSE now() END,
+       epoch = CASE WHEN state = :state THEN epoch ELSE epoch + 1 END, fence = CASE WHEN state = :state THEN fence ELSE fence + 1 END,
+       state = :state, state_reason = :state_reason, updated_at = now()
+ WHERE environment_id = :environment_id AND id = :id;
+
+-- name: insert_secret_version
+-- A sealed token set.
+INSERT INTO secret_version (environment_id, connection_id, version_no, fence, state, received_at, ct, kek_ref, expires_at)
+VALUES (:environment_id, :connection_id, :version_no, :fence, :state, :received_at, :ct, :kek_ref, :expires_at);
+
+-- name: retire_secret_version
+-- What was current becomes previous, kept for as long as the rotation class allows a replay; not at all where it does not.
+WITH erased AS (
+    DELETE FROM secret_version
+     WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'current' AND :keep::interval <= '0'
+)
+UPDATE secret_version SET state = 'previous', expires_at = now() + :keep::interval
+ WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'current' AND :keep::interval > '0';
+
+-- name: current_secret
+-- The sealed token set that is current.
+SELECT environment_id, connection_id, version_no, fence, state, received_at, ct
+FROM secret_version
+WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'current';
+
+-- name: secrets_to_revoke
+-- The sealed token sets of an ended connection that the provider has yet to be told of, newest first.
+SELECT environment_id, connection_id, version_no, fence, state, received_at, ct
+FROM secret_version
+WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'revoking'
+ORDER BY received_at DESC;
+
+-- name: erase_revoked_secrets
+-- The provider has been told, or will never be: nothing of the connection's tokens stays.
+DELETE FROM secret_version
+WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'revoking';
+
+-- name: forget_dead_refresh_token
+-- A consent brought back a refresh token that was once refused.
+DELETE FROM dead_rt WHERE environment_id = :environment_id AND rt_fp = :rt_fp;
+
+-- name: purge_secrets
+-- Erase versions past their time, and those withheld for a week.
+DELETE FROM secret_version s
+ USING connection c
+ WHERE (c.environment_id, c.id) = (s.environment_id, s.connection_id)
+   AND (s.expires_at < now() OR (s.state = 'current' AND c.state = 'needs_reauthorization' AND c.state_since < now() - :withheld_for::interval));
