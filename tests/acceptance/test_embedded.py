@@ -35,11 +35,12 @@ SUPERVISOR = """
 import sys
 from pathlib import Path
 from broker import embedded
-shared_binaries, mortal = sys.argv[2:]
-embedded.SHARED_BINARIES = Path(shared_binaries)
-if mortal == "immortal":
+directory, shared_binaries, immortal = sys.argv[1:]
+if shared_binaries:
+    embedded.SHARED_BINARIES = Path(shared_binaries)
+if immortal:
     embedded._LIBC = None
-with embedded.EmbeddedPostgres(Path(sys.argv[1])) as server:
+with embedded.EmbeddedPostgres(Path(directory)) as server:
     print("joined" if server.joined else "started", server.dsn, flush=True)
     sys.stdin.read()
 """
@@ -59,12 +60,12 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def supervise(directory: Path, tmp_path: Path) -> Iterator[Supervise]:
+def supervise(directory: Path) -> Iterator[Supervise]:
     """Start supervisors of the directory's server; end those that a test leaves."""
     started: list[Supervisor] = []
 
-    def start(*, immortal: bool = False, path: Path = ROOT, uid: int | None = None) -> Supervisor:
-        command = [sys.executable, "-c", SUPERVISOR, str(directory), str(tmp_path), "immortal" if immortal else ""]
+    def start(*, immortal: str = "", shared: str = "", path: Path = ROOT, uid: int | None = None) -> Supervisor:
+        command = [sys.executable, "-c", SUPERVISOR, str(directory), shared, immortal]
         environment = {**os.environ, "PYTHONPATH": f"{path}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, user=uid, cwd=ROOT)
@@ -177,7 +178,7 @@ def test_a_server_that_outlives_its_supervisor_is_ended_by_the_next_start(
     directory: Path, supervise: Supervise
 ) -> None:
     """As on macOS, where nothing tells a process that its parent is gone."""
-    supervisor = supervise(immortal=True)
+    supervisor = supervise(immortal="yes")
     answer(supervisor)
     orphan = int((directory / "data" / "postmaster.pid").read_text().split()[0])
 
@@ -191,7 +192,7 @@ def test_a_server_that_outlives_its_supervisor_is_ended_by_the_next_start(
 
 def test_kill_9_while_the_cluster_is_being_made_spoils_nothing(directory: Path, supervise: Supervise) -> None:
     supervisor = supervise()
-    while not (directory / "data.new" / "base").exists():
+    while not (directory / "data.new" / "base").exists() and supervisor.poll() is None:
         time.sleep(0.001)
 
     supervisor.kill()
@@ -276,7 +277,7 @@ def test_root_may_have_the_programs_where_only_root_can_reach_them(
         parent.chmod(0o711)
 
     for _ in range(2):
-        supervisor = supervise(path=private)
+        supervisor = supervise(path=private, shared=str(tmp_path))
         how, dsn = answer(supervisor)
         assert (how, value(dsn, "SELECT 1")) == ("started", "1")
         assert {Path(process.program).is_relative_to(tmp_path) for process in processes_in(directory)} == {True}
