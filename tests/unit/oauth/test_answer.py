@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.oauth.answer import Unreadable, read_json
+from broker.oauth.answer import MISSING, Unreadable, find, read_json
 from broker.oauth.http import HttpResponse
 from broker.oauth.model import ProviderDescriptor
 from broker.oauth.token_set import Grant
@@ -147,3 +147,32 @@ def test_no_token_is_ever_taken_from_an_answer_the_predicate_refuses(members: di
     body = members | {"access_token": "at", "token_type": "bot", "ok": ok}
 
     assert came_to(provider("slack"), json_answer(body)).tokens is None
+
+
+# --- pointers ---------------------------------------------------------------------------------------------------------
+
+DOCUMENT = {"foo": ["bar", "baz"], "": 0, "a/b": 1, "m~n": 8, "~1": 9, "null": None}  # after RFC 6901 §5
+
+
+@pytest.mark.parametrize(
+    ("pointer", "found"),
+    [
+        ("", DOCUMENT),
+        ("/foo", ["bar", "baz"]),
+        ("/foo/0", "bar"),
+        ("/", 0),
+        ("/a~1b", 1),
+        ("/m~0n", 8),
+        ("/~01", 9),
+        ("/null", None),
+        ("/foo/2", MISSING),
+        ("/foo/00", MISSING),
+        ("/foo/-1", MISSING),
+        ("/foo/-", MISSING),
+        ("/foo/0/0", MISSING),
+        ("/null/x", MISSING),
+        ("/absent", MISSING),
+    ],
+)
+def test_a_pointer_finds_what_rfc_6901_says(pointer: str, found: Any) -> None:
+    assert find(DOCUMENT, pointer) == found

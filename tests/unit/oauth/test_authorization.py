@@ -242,6 +242,7 @@ def test_the_code_is_read_under_the_providers_name() -> None:
         b"error=a&error=b&state=s",
         b"code=a&error=access_denied&state=s",
         b"code=a%00b&state=s",
+        b"code=a&state=s&other=%00",
         b"code=%ff%fe&state=s",
         b"code=a%0d%0ab&state=s",
         b"code=" + b"a" * 4096 + b"&state=s",
