@@ -23,7 +23,6 @@ _FAMILIES: Mapping[str, type[RSAKey] | type[ECKey]] = {
 _PUBLIC_MEMBERS = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y")}
 CLOCK_SKEW = 60.0  # seconds
 _MOST_KEYS = 50
-_LONGEST_MEMBER = 1400  # characters: an RSA modulus of 8192 bits; longer ones take too long to use
 
 # Unknown header members are ignored (RFC 7515 §4). So are jku, x5u and jwk: the key comes from the provider's jwks_uri.
 _REGISTRY = JWSRegistry(algorithms=list(_FAMILIES), strict_check_header=False)
@@ -86,8 +85,6 @@ def _keys(token: str, jwks: Mapping[str, Any]) -> Iterator[RSAKey | ECKey]:
 def _public_key(data: Mapping[str, Any], family: type[RSAKey] | type[ECKey]) -> RSAKey | ECKey | None:
     """Return a key made of its public numbers alone, so that nothing else the set says of it counts."""
     members = {name: scalar(data.get(name)) or "" for name in _PUBLIC_MEMBERS[family.key_type]}
-    if max(map(len, members.values())) > _LONGEST_MEMBER:
-        return None
     with suppress(JoseError, ValueError):
         return family.import_key({**members})
     return None

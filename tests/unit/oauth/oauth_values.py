@@ -7,9 +7,11 @@ from collections.abc import Generator
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import strategies as st
 
-from broker.errors import BrokerError
+from broker.errors import BrokerError, ConnectFailed
+from broker.oauth.account import Enrichment, enrich, enrich_refresh
 from broker.oauth.catalog import load_catalog
 from broker.oauth.http import HttpRequest, HttpResponse
 from broker.oauth.model import (
@@ -26,6 +28,7 @@ from broker.oauth.token_set import Grant
 from broker.secret import Secret
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+AT = int(NOW.timestamp())
 REDIRECT_URI = "https://vault.example/data-integrations/x/dik_1/callback"
 CATALOG = load_catalog()
 
@@ -115,3 +118,48 @@ def run(
     except StopIteration as stop:
         assert not left, "the flow ended before it saw every answer"
         return stop.value, requests
+
+
+def connected(
+    of: ProviderDescriptor,
+    *answers: HttpResponse | BrokerError,
+    tokens: TokenSet | None = None,
+    answer: HttpResponse | None = None,
+    callback: dict[str, str] | None = None,
+) -> tuple[Enrichment, list[HttpRequest]]:
+    flow = enrich(
+        of,
+        endpoints(of),
+        registration(of.token_endpoint_auth_method),
+        tokens or token_set(),
+        answer=answer or json_answer(OK),
+        config={},
+        callback=callback or {},
+        now=NOW,
+    )
+    return run(flow, *answers)
+
+
+def refreshed(
+    of: ProviderDescriptor,
+    *answers: HttpResponse | BrokerError,
+    tokens: TokenSet | None = None,
+    metadata: dict[str, str] | None = None,
+) -> tuple[Enrichment, list[HttpRequest]]:
+    flow = enrich_refresh(
+        of,
+        endpoints(of),
+        registration(of.token_endpoint_auth_method),
+        tokens or token_set(),
+        answer=json_answer(OK),
+        config={},
+        metadata=metadata or {},
+        now=NOW,
+    )
+    return run(flow, *answers)
+
+
+def failing(of: ProviderDescriptor, *answers: HttpResponse | BrokerError, **how: Any) -> ConnectFailed:
+    with pytest.raises(ConnectFailed) as failed:
+        connected(of, *answers, **how)
+    return failed.value
