@@ -3,7 +3,7 @@
 .PHONY: help demo dev test check bench schema lock clean
 
 SETUP := deploy/setup
-RUN := .venv/bin/python -IS deploy/tied.py .venv/bin
+RUN := exec .venv/bin/python -IS deploy/tied.py .venv/bin
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile

@@ -372,6 +372,8 @@ CREATE INDEX authorization_request_expiring ON public.authorization_request USIN
 
 CREATE UNIQUE INDEX connection_compatibility ON public.connection USING btree (environment_id, integration_id, user_key, organization_key) WHERE ((state <> 'disconnected'::text) AND (connection_role = 'compatibility'::text));
 
+CREATE INDEX connection_idle ON public.connection USING btree (rt_idle_exp) WHERE ((state = 'connected'::text) AND (rt_idle_exp IS NOT NULL));
+
 CREATE INDEX connection_organization ON public.connection USING btree (environment_id, organization_key, id);
 
 CREATE INDEX connection_owner ON public.connection USING btree (environment_id, user_key, organization_key, integration_id);
