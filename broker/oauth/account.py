@@ -128,7 +128,7 @@ def enrich_refresh(
     try:
         claims = (yield from _claims(flow, tokens)) if descriptor.account.source == "id_token" else {}
         account, document = yield from _account(flow, tokens, answer, claims, held)
-    except ConnectFailed:
+    except (ConnectFailed, DescriptorError):
         return Enrichment(tokens=tokens, account=None, metadata=held)
     held |= sourced_metadata(descriptor, document, "account:", names)
     return Enrichment(tokens=tokens, account=account, metadata=held)
@@ -177,19 +177,19 @@ def _with_expiry(flow: _Flow, tokens: TokenSet, metadata: Mapping[str, str]) -> 
     is_known = tokens.expires_in is not None or tokens.expires_at is not None
     if flow.descriptor.quirks.expiry_from != "introspection" or is_known:
         return tokens
-    request = introspection_request(
-        flow.descriptor,
-        flow.endpoints,
-        flow.registration,
-        access_token=tokens.access_token,
-        config=flow.config,
-        metadata=metadata,
-    )
-    if request is None:
-        return tokens
     try:
+        request = introspection_request(
+            flow.descriptor,
+            flow.endpoints,
+            flow.registration,
+            access_token=tokens.access_token,
+            config=flow.config,
+            metadata=metadata,
+        )
+        if request is None:
+            return tokens
         response = yield request
-    except ProviderUnavailable:
+    except (ProviderUnavailable, DescriptorError):
         return tokens
     return msgspec.structs.replace(tokens, expires_in=expires_in_of(response, flow.now))
 

@@ -11,6 +11,7 @@ from broker.errors import BrokerError, ProviderUnavailable
 from broker.oauth.http import HttpResponse
 from broker.oauth.model import (
     AccountLookup,
+    ConfigField,
     Confirm,
     Exchange,
     MetadataSource,
@@ -222,3 +223,17 @@ def test_a_refresh_never_takes_a_value_that_is_not_allowed() -> None:
 
     with pytest.raises(MetadataRefused):
         refreshed(provider("salesforce"), ACTIVE, answer, metadata={"instance_url": LEAD_INSTANCE})
+
+
+def test_a_descriptor_that_cannot_ask_costs_a_refresh_nothing() -> None:
+    of = descriptor(
+        config={"team": ConfigField(pattern="[a-z]+", use="path", required=False)},
+        account=AccountLookup(source="request", endpoint="https://api.acme.example/{config.team}/me"),
+        metadata={"org": MetadataSource(source="account:/org", pattern="[a-z]+")},
+        introspection_endpoint="https://acme.example/introspect",
+        quirks=Quirks(expiry_from="introspection", token_headers={"X-Request-Id": "{uuid}"}),
+    )
+    enriched, requests = refreshed(of, metadata={"org": "acme"})
+
+    assert (requests, enriched.metadata) == ([], {"org": "acme"})
+    assert enriched.tokens.access_token.reveal() == "at-1"
