@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -61,6 +63,12 @@ def _printable(value: Any) -> Any:
     if isinstance(value, (int, float, bool)) or value is None:
         return value
     return str(value).translate(_PRINTABLE)[:300]
+
+
+def where(exc: BaseException) -> str:
+    """Say where an exception was raised, innermost frames first, without a value from any of them."""
+    frames = traceback.extract_tb(exc.__traceback__)[-4:]
+    return " < ".join(f"{frame.name} {Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
 
 
 def error_type(exc: BaseException) -> str:

@@ -13,7 +13,7 @@ from broker.api.services import Services
 from broker.connections.model import WITHHELD_FOR
 from broker.connections.revoke import Operation
 from broker.errors import StoreUnavailable
-from broker.log import error_type, log
+from broker.log import error_type, log, where
 
 
 class Worker:
@@ -45,9 +45,9 @@ class Worker:
             try:
                 await chore()
             except StoreUnavailable:
-                log.warning("worker_waits_for_database", where=name)
+                log.warning("worker_waits_for_database", name=name)
             except Exception as exc:
-                log.error("worker_chore_broke", where=name, error_type=error_type(exc))
+                log.error("worker_chore_broke", name=name, error_type=error_type(exc), where=where(exc))
             await asyncio.sleep(pause)
 
     async def revocations(self) -> None:

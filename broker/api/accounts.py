@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import Response, delete, get, post, put
+from litestar.params import FromPath
 
 from broker.api import schemas
 from broker.api.requests import (
@@ -137,31 +138,37 @@ def _imported(body: schemas.ImportRequest) -> Imported:
 
 
 @get(f"{USER}/data_providers", tags=["connected accounts"])
-async def list_user_data_providers(request: ApiRequest, user_id: str) -> dict[str, Any]:
+async def list_user_data_providers(request: ApiRequest, user_id: FromPath[str]) -> dict[str, Any]:
     """List the providers configured here, each with this user's account."""
     return await _providers_of(request, _user(request, user_id))
 
 
 @get(f"{USER}{ACCOUNT}", tags=["connected accounts"])
-async def get_user_connected_account(request: ApiRequest, user_id: str, slug: str) -> ConnectedAccount:
+async def get_user_connected_account(
+    request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]
+) -> ConnectedAccount:
     """Return a user's connected account."""
     return await _get(request, _user(request, user_id), slug)
 
 
 @post(f"{USER}{ACCOUNT}", status_code=201, tags=["connected accounts"])
-async def create_user_connected_account(request: ApiRequest, user_id: str, slug: str) -> Response[bytes]:
+async def create_user_connected_account(
+    request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]
+) -> Response[bytes]:
     """Import tokens that were obtained elsewhere."""
     return await _import(request, _user(request, user_id), slug)
 
 
 @put(f"{USER}{ACCOUNT}", tags=["connected accounts"])
-async def update_user_connected_account(request: ApiRequest, user_id: str, slug: str) -> ConnectedAccount:
+async def update_user_connected_account(
+    request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]
+) -> ConnectedAccount:
     """Change labels, scopes, state or tokens."""
     return await _update(request, _user(request, user_id), slug)
 
 
 @delete(f"{USER}{ACCOUNT}", status_code=204, tags=["connected accounts"])
-async def delete_user_connected_account(request: ApiRequest, user_id: str, slug: str) -> None:
+async def delete_user_connected_account(request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]) -> None:
     """Disconnect: unusable at once, revoked at the provider by a job."""
     await _delete(request, _user(request, user_id), slug)
 
@@ -170,20 +177,22 @@ async def delete_user_connected_account(request: ApiRequest, user_id: str, slug:
 
 
 @get(f"{ORGANIZATION}/data_providers", tags=["connected accounts"])
-async def list_organization_data_providers(request: ApiRequest, organization_id: str) -> dict[str, Any]:
+async def list_organization_data_providers(request: ApiRequest, organization_id: FromPath[str]) -> dict[str, Any]:
     """List the organization-owned providers, each with this organization's account."""
     return await _providers_of(request, _organization(organization_id))
 
 
 @get(f"{ORGANIZATION}{ACCOUNT}", tags=["connected accounts"])
-async def get_organization_connected_account(request: ApiRequest, organization_id: str, slug: str) -> ConnectedAccount:
+async def get_organization_connected_account(
+    request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
+) -> ConnectedAccount:
     """Return an organization's connected account."""
     return await _get(request, _organization(organization_id), slug)
 
 
 @post(f"{ORGANIZATION}{ACCOUNT}", status_code=201, tags=["connected accounts"])
 async def create_organization_connected_account(
-    request: ApiRequest, organization_id: str, slug: str
+    request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
 ) -> Response[bytes]:
     """Import tokens as the organization's; `user_id` names the acting member."""
     return await _import(request, _organization(organization_id), slug)
@@ -191,14 +200,16 @@ async def create_organization_connected_account(
 
 @put(f"{ORGANIZATION}{ACCOUNT}", tags=["connected accounts"])
 async def update_organization_connected_account(
-    request: ApiRequest, organization_id: str, slug: str
+    request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
 ) -> ConnectedAccount:
     """Change labels, scopes, state or tokens; `user_id` names the acting member."""
     return await _update(request, _organization(organization_id), slug)
 
 
 @delete(f"{ORGANIZATION}{ACCOUNT}", status_code=204, tags=["connected accounts"])
-async def delete_organization_connected_account(request: ApiRequest, organization_id: str, slug: str) -> None:
+async def delete_organization_connected_account(
+    request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
+) -> None:
     """Disconnect the organization's account."""
     await _delete(request, _organization(organization_id), slug)
 

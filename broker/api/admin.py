@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response, get, post
+from litestar.params import FromPath
 from msgspec import UNSET, Meta, UnsetType
 
 from broker import ids
@@ -101,7 +102,7 @@ def _time(text: str) -> datetime:
 
 
 @get("/admin/connections/{connection_id:str}", tags=["operators"])
-async def get_connection(request: ApiRequest, connection_id: str) -> dict[str, Any]:
+async def get_connection(request: ApiRequest, connection_id: FromPath[str]) -> dict[str, Any]:
     """Return one connection with its timeline and the outcome of its revocation at the provider."""
     caller = await caller_of(request, "admin")
     return await detailed_view(services(request), caller.environment_id, _id(connection_id))
@@ -115,7 +116,7 @@ def _id(text: str) -> Any:
 
 
 @post("/admin/connections/{connection_id:str}/reauthorize", status_code=200, tags=["operators"])
-async def reauthorize_connection(request: ApiRequest, connection_id: str) -> Response[bytes]:
+async def reauthorize_connection(request: ApiRequest, connection_id: FromPath[str]) -> Response[bytes]:
     """Demand fresh consent; the very next token call is inactive."""
     caller, body = await caller_of(request, "admin"), await body_of(request, NoteBody)
     wanted = _id(connection_id)
@@ -128,7 +129,7 @@ async def reauthorize_connection(request: ApiRequest, connection_id: str) -> Res
 
 
 @post("/admin/connections/{connection_id:str}/revoke", status_code=200, tags=["operators"])
-async def revoke_connection(request: ApiRequest, connection_id: str) -> Response[bytes]:
+async def revoke_connection(request: ApiRequest, connection_id: FromPath[str]) -> Response[bytes]:
     """End a connection, here at once and at the provider by a job."""
     caller, body = await caller_of(request, "admin"), await body_of(request, NoteBody)
     wanted = _id(connection_id)
@@ -191,7 +192,7 @@ async def _begun(
 
 
 @get("/admin/operations/{operation_id:str}", tags=["operators"])
-async def get_operation(request: ApiRequest, operation_id: str) -> dict[str, Any]:
+async def get_operation(request: ApiRequest, operation_id: FromPath[str]) -> dict[str, Any]:
     """Return how far a bulk operation has come."""
     caller = await caller_of(request, "admin")
     wanted = ids.from_wire(ids.OPERATION, operation_id)
@@ -202,7 +203,7 @@ async def get_operation(request: ApiRequest, operation_id: str) -> dict[str, Any
 
 
 @post("/admin/users/{user_id:str}/offboard", status_code=202, tags=["operators"])
-async def offboard(request: ApiRequest, user_id: str) -> Response[bytes]:
+async def offboard(request: ApiRequest, user_id: FromPath[str]) -> Response[bytes]:
     """End all connections of a user, in every organization; shared ones they established need a new consent."""
     caller, body = await caller_of(request, "admin"), await body_of(request, NoteBody)
     leaving = owner_segment(user_id)

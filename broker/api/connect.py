@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from litestar import Response, get, post
 from litestar.datastructures import Cookie
+from litestar.params import FromPath
 
 from broker.api.requests import ApiRequest, info_of, services
 from broker.connections.authorize import Arrival, Landing
@@ -31,7 +32,7 @@ def _failed(request: ApiRequest, exc: BrokerError) -> Response[bytes]:
 
 
 @get(LINK, include_in_schema=False)
-async def landing(request: ApiRequest, ticket: str) -> Response[bytes]:
+async def landing(request: ApiRequest, ticket: FromPath[str]) -> Response[bytes]:
     """Show who asks for what. Opening the link uses nothing up and sets nothing: scanners open links too."""
     use = services(request)
     try:
@@ -67,7 +68,7 @@ def _scope_lines(found: Landing) -> list[ScopeLine]:
 
 
 @post(LINK, status_code=SEE_OTHER, include_in_schema=False)
-async def depart(request: ApiRequest, ticket: str) -> Response[Any]:
+async def depart(request: ApiRequest, ticket: FromPath[str]) -> Response[Any]:
     """The person agreed: send this browser, and no other, to the provider."""
     use = services(request)
     try:
@@ -103,7 +104,7 @@ def _cookie_name(name: str, *, secure: bool) -> str:
 
 
 @get("/data-integrations/{slug:str}/{redirect_key:str}/callback", include_in_schema=False)
-async def callback(request: ApiRequest, slug: str, redirect_key: str) -> Response[Any]:
+async def callback(request: ApiRequest, slug: FromPath[str], redirect_key: FromPath[str]) -> Response[Any]:
     """Take the provider's answer and send the browser on, to a clean address."""
     use = services(request)
     query: bytes = request.scope["query_string"]
@@ -141,7 +142,7 @@ async def finished(request: ApiRequest) -> Response[bytes]:
 
 
 @get("/pipes/failed/{code:str}", include_in_schema=False)
-async def failed(request: ApiRequest, code: str) -> Response[bytes]:
+async def failed(request: ApiRequest, code: FromPath[str]) -> Response[bytes]:
     """Say what went wrong, from a closed list of texts."""
     return _page(services(request).pages.failed(code=code, request_id=info_of(request).request_id))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from litestar import delete, get, post, put
+from litestar.params import FromPath
 from msgspec import UNSET, UnsetType
 
 from broker import ids
@@ -119,37 +120,37 @@ async def _delete(request: ApiRequest, slug: str, ownership: Ownership) -> None:
 
 
 @get(ROOT, tags=["data integrations"])
-async def get_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+async def get_data_integration(request: ApiRequest, slug: FromPath[str]) -> schemas.DataIntegration:
     """Return the user-owned root of a provider."""
     return await _get(request, slug, "user")
 
 
 @put(ROOT, tags=["data integrations"])
-async def update_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+async def update_data_integration(request: ApiRequest, slug: FromPath[str]) -> schemas.DataIntegration:
     """Change the user-owned root; new credentials replace the old ones."""
     return await _update(request, slug, "user")
 
 
 @delete(ROOT, status_code=204, tags=["data integrations"])
-async def delete_data_integration(request: ApiRequest, slug: str) -> None:
+async def delete_data_integration(request: ApiRequest, slug: FromPath[str]) -> None:
     """Delete the user-owned root and end all its connections."""
     await _delete(request, slug, "user")
 
 
 @get(ORGANIZATION, tags=["data integrations"])
-async def get_organization_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+async def get_organization_data_integration(request: ApiRequest, slug: FromPath[str]) -> schemas.DataIntegration:
     """Return the organization-owned root of a provider."""
     return await _get(request, slug, "organization")
 
 
 @put(ORGANIZATION, tags=["data integrations"])
-async def update_organization_data_integration(request: ApiRequest, slug: str) -> schemas.DataIntegration:
+async def update_organization_data_integration(request: ApiRequest, slug: FromPath[str]) -> schemas.DataIntegration:
     """Change the organization-owned root."""
     return await _update(request, slug, "organization")
 
 
 @delete(ORGANIZATION, status_code=204, tags=["data integrations"])
-async def delete_organization_data_integration(request: ApiRequest, slug: str) -> None:
+async def delete_organization_data_integration(request: ApiRequest, slug: FromPath[str]) -> None:
     """Delete the organization-owned root and end all its connections."""
     await _delete(request, slug, "organization")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, post
-from litestar.params import Parameter
+from litestar.params import PathParameter
 
 from broker.api import schemas
 from broker.api.requests import (
@@ -22,7 +22,7 @@ from broker.connections.authorize import Start
 from broker.connections.wire import connected_account
 from broker.errors import InvalidRequest
 
-Slug = Annotated[str, Parameter(description="The provider's slug, such as github or salesforce.")]
+Slug = Annotated[str, PathParameter(description="The provider's slug, such as github or salesforce.")]
 NO_STORE = {"Cache-Control": "no-store"}
 
 

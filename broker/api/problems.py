@@ -39,7 +39,7 @@ from broker.errors import (
     Unauthorized,
     UnknownField,
 )
-from broker.log import error_type, log
+from broker.log import error_type, log, where
 
 # The first class that fits decides; what is in no row answers a bare 500.
 STATUSES: tuple[tuple[type[BrokerError], int], ...] = (
@@ -94,14 +94,14 @@ def problem_of(exc: Exception) -> Problem:
         return _of_broker_error(exc)
     if isinstance(exc, HTTPException):
         return _of_http_exception(exc)
-    log.error("unexpected_error", error_type=error_type(exc))
+    log.error("unexpected_error", error_type=error_type(exc), where=where(exc))
     return Problem(500, {"code": "internal_error", "message": "Something went wrong inside Penstock."}, {})
 
 
 def _of_broker_error(exc: BrokerError) -> Problem:
     status = status_of(exc)
     if status == 500:
-        log.error("unexpected_error", error_type=error_type(exc))
+        log.error("unexpected_error", error_type=error_type(exc), where=where(exc))
         return Problem(500, {"code": exc.code, "message": type(exc)().message}, {})
     body: dict[str, Any] = {"code": getattr(exc, "error_code", exc.code), "message": exc.message}
     headers: dict[str, str] = {}
@@ -123,7 +123,7 @@ def _of_http_exception(exc: HTTPException) -> Problem:
         return problem_of(cause)
     status = exc.status_code
     if status >= 500:
-        log.error("unexpected_error", error_type=error_type(exc))
+        log.error("unexpected_error", error_type=error_type(exc), where=where(exc))
         return Problem(500, {"code": "internal_error", "message": "Something went wrong inside Penstock."}, {})
     texts = {
         404: "There is nothing at this address.",

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from broker.log import error_type, log
+from broker.log import error_type, log, where
 
 
 class ConnectionKey(NamedTuple):
@@ -66,5 +66,7 @@ class RefreshSupervisor:
         try:
             return await self._refresh(key)
         except Exception as exc:
-            log.error("refresh_broke", connection_id=str(key.connection_id), error_type=error_type(exc))
+            log.error(
+                "refresh_broke", connection_id=str(key.connection_id), error_type=error_type(exc), where=where(exc)
+            )
             return UNAVAILABLE

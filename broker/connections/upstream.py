@@ -15,7 +15,7 @@ from broker.connections.model import REVOKING_FOR, Connection, Owner, SecretVers
 from broker.connections.providers import Providers
 from broker.connections.vaulted import Vault
 from broker.errors import BrokerError
-from broker.log import error_type, log
+from broker.log import error_type, log, where
 from broker.oauth.model import TokenSet
 from broker.oauth.revocation import revocation_outcome, revocation_requests
 from broker.outbound import SendFailed
@@ -64,7 +64,7 @@ class UpstreamRevocation:
         except BrokerError as failure:
             result, error = "retry", failure.code
         except Exception as exc:
-            log.error("revocation_broke", error_type=error_type(exc))
+            log.error("revocation_broke", error_type=error_type(exc), where=where(exc))
             result, error = "retry", "internal_error"
         await self._settle(job, result, error)
         return True

@@ -18,7 +18,7 @@ Row = TypeVar("Row", bound=msgspec.Struct)
 
 _HEADER = re.compile(r"^-- (?P<kind>name|columns): (?P<name>[a-z_]+)\n(?P<about>(?:-- .*\n)+)", re.MULTILINE)
 _COLUMNS = re.compile(r"\{([a-z_]+)\}")
-_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]+)")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z][a-z0-9_]*)")
 _GONE = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
