@@ -16,6 +16,7 @@ from broker.errors import StoreUnavailable
 from broker.store.postgres import STATEMENTS, Database, store_errors
 
 _LARGEST_BATCH = 128
+_WORTH_A_LANE = 16
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -116,9 +117,14 @@ class HandOuts:
             self._start(self._reconnect())
         if not self._idle and self._missing == self._lanes:
             return
-        while self._waiting and self._idle:
+        while self._waiting and self._idle and self._is_worth_a_lane():
             batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
             self._start(self._run(self._idle.pop(), batch))
+
+    def _is_worth_a_lane(self) -> bool:
+        """While one batch is under way, gather the next: two small commits cost the database more than one."""
+        under_way = self._lanes - self._missing - len(self._idle)
+        return under_way == 0 or len(self._waiting) >= _WORTH_A_LANE
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -166,6 +172,8 @@ class HandOuts:
         connection = await self._database.connect()
         hand_out = STATEMENTS["hand_out"]
         with store_errors():
+            # The plan is the same for every batch; making it anew costs more than the batch (0.5 of 0.9 ms).
+            await connection.execute("SET plan_cache_mode = force_generic_plan")
             statement = await connection.prepare(hand_out.sql)
         if tuple(column.name for column in statement.get_attributes()) != Held.__struct_fields__:
             raise TypeError("hand_out's columns are not the fields of Held")

@@ -18,7 +18,7 @@ from tests.bench.database import create_database, sqlalchemy_url
 from tests.bench.processes import run_to_end
 from tests.bench.target import USERS, Start, Target
 
-INHOUSE, LITESTAR, ASGI = "in-house", "litestar", "asgi"
+PENSTOCK, INHOUSE, LITESTAR, ASGI = "penstock", "in-house", "litestar", "asgi"
 
 
 def uvicorn(app: str, port: int, environment: Mapping[str, str] | None = None) -> Start:
@@ -83,4 +83,12 @@ async def asgi(dsn: str) -> Target:
 
 Make = Callable[[str], Awaitable[Target]]  # given the DSN of a database from which others may be created
 
-TARGETS: Mapping[str, Make] = {INHOUSE: inhouse, LITESTAR: litestar, ASGI: asgi}
+
+async def penstock(dsn: str) -> Target:
+    """Make Penstock's own target; imported late, since a baseline's server has no need of the product."""
+    from tests.bench.penstock import penstock as make  # it imports this module's helpers in turn
+
+    return await make(dsn)
+
+
+TARGETS: Mapping[str, Make] = {PENSTOCK: penstock, INHOUSE: inhouse, LITESTAR: litestar, ASGI: asgi}
