@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import secrets
 import time
@@ -51,8 +50,3 @@ def from_wire(prefix: str, text: str) -> uuid.UUID | None:
 def random_token(prefix: str, *, size: int = 32) -> str:
     """Return `prefix` and *size* bytes of randomness in URL-safe characters; 32 bytes are 256 bits."""
     return prefix + secrets.token_urlsafe(size)
-
-
-def base32_lower(data: bytes) -> str:
-    """Write bytes in lower-case base 32 without padding."""
-    return base64.b32encode(data).decode().rstrip("=").lower()

@@ -13,14 +13,13 @@ import msgspec
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from broker.errors import ConfigurationError, InvalidState, KeyUnavailable, NotFound, VaultError
-from broker.ids import base32_lower
 from broker.log import error_type, log
 from broker.secret import Secret
 from broker.vault import keyfile
 from broker.vault.keyfile import KeyFile, State, Version
 
 CHECK_EVERY = 1.0  # seconds; how long another process may still use a key version that was disabled
-_TOKEN_ID_SIZE = 15  # bytes: 24 characters of base 32 without padding
+_TOKEN_ID_SIZE = 15  # bytes
 
 
 class Keyring(Protocol):
@@ -133,7 +132,7 @@ class FileKeyring:
 
     def token_id(self, connection_id: str, version_no: int) -> str:
         message = version_no.to_bytes(8, "big") + connection_id.encode()
-        return "tok_" + base32_lower(hmac.digest(self._current().token_id_key, message, "sha256")[:_TOKEN_ID_SIZE])
+        return "tok_" + hmac.digest(self._current().token_id_key, message, "sha256")[:_TOKEN_ID_SIZE].hex()
 
     # --- for operators; each waits for the disk -----------------------------------------------------------------
 
