@@ -18,6 +18,7 @@ from broker.oauth.http import HttpRequest, HttpResponse
 from broker.oauth.model import ClientRegistration, Endpoints, ProviderDescriptor
 from broker.oauth.template import expand_endpoints
 from broker.outbound import Outbound, SendFailed
+from broker.outbound.standins import browser_url
 from broker.store.postgres import Database, Session
 
 Result = TypeVar("Result")
@@ -105,11 +106,7 @@ class Providers:
 
     def browser_url(self, url: str) -> str:
         """Return where a browser really goes: in development a provider's host may be an emulator's."""
-        parts = urlsplit(url)
-        stand_in = self._provider_hosts.get(parts.hostname or "")
-        if stand_in is None:
-            return url
-        return f"{stand_in}/_host/{parts.hostname}{parts.path}{f'?{parts.query}' if parts.query else ''}"
+        return browser_url(self._provider_hosts, url)
 
     @staticmethod
     def endpoints(descriptor: ProviderDescriptor, integration: Integration, config: Mapping[str, str]) -> Endpoints:

@@ -10,6 +10,7 @@ import httpx
 
 from broker.errors import ConfigurationError, EgressRefused
 from broker.oauth.template import LONGEST_HOST, host_allowed
+from broker.outbound.standins import stand_in
 
 _PORTS = {"https": 443, "http": 80}
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -39,8 +40,8 @@ class Guard:
 
     def __init__(self, *, allow: Sequence[str] = (), provider_hosts: Mapping[str, str] | None = None) -> None:
         self._allowed = frozenset(map(_host_and_port, allow))
-        self._stand_ins = {host.lower(): _origin(origin) for host, origin in (provider_hosts or {}).items()}
-        self._reachable = self._allowed | {(host, port) for _, host, port in self._stand_ins.values()}
+        self._stand_ins = {host.lower(): origin for host, origin in (provider_hosts or {}).items()}
+        self._reachable = self._allowed | {(host, port) for _, host, port in map(_origin, self._stand_ins.values())}
 
     def admit(self, url: str, hosts: Sequence[str]) -> Destination:
         """Return where *url* leads if its host is one of *hosts*: exact names, or `.suffix`.
@@ -76,9 +77,8 @@ class Guard:
         return Destination(scheme, host, port, parts.raw_path, header)
 
     def _stand_in(self, host: str) -> tuple[str, str, int] | None:
-        labels = host.split(".")
-        suffixes = ("*." + ".".join(labels[start:]) for start in range(1, len(labels)))
-        return next((self._stand_ins[name] for name in (host, *suffixes) if name in self._stand_ins), None)
+        origin = stand_in(self._stand_ins, host)
+        return _origin(origin) if origin is not None else None
 
 
 def _parsed(url: str) -> httpx.URL | None:
