@@ -1,4 +1,4 @@
-"""Salesforce's dialect, asserted literally: instance and identity URLs, no lifetime, leads, errors as arrays."""
+"""Salesforce's dialect, asserted literally: instance and identity URLs, no lifetime, one use of a refresh token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 from typing import Any
-from urllib.parse import quote_plus
 
 import httpx
 import pytest
@@ -14,40 +13,8 @@ import pytest
 from broker.oauth.introspection import expires_in_of, introspection_request
 from broker.oauth.model import TokenSet
 from providers.emulator import Knobs
-from tests.unit.emulator.emulated import BEGINNING, REDIRECT_URI, VERIFIER, Application, body_of, challenge
-
-AUTHORIZE = "https://login.salesforce.com/services/oauth2/authorize"
-TOKEN = "https://login.salesforce.com/services/oauth2/token"
-CLIENT = {"client_id": "emulated-salesforce", "client_secret": "emulated-salesforce-secret"}
-INSTANCE = "https://acme.my.salesforce.com"
-IDENTITY = "https://login.salesforce.com/id/00D5g0000001001EAA/0055g0000001001AAA"
-LEADS = "/services/data/v59.0/sobjects/Lead"
-LEAD = {"FirstName": "Kim", "LastName": "Lee", "Email": "kim@example.com", "Company": "Unknown"}
-
-
-async def exchanged(application: Application, scope: str = "api refresh_token", **changes: str) -> httpx.Response:
-    code = await application.code_by_hand(AUTHORIZE, scope=scope, **challenge())
-    form = {
-        **CLIENT,
-        "grant_type": "authorization_code",
-        "code": code,
-        "redirect_uri": REDIRECT_URI,
-        "code_verifier": VERIFIER,
-    }
-    return await application.ask("POST", TOKEN, data={**form, **changes})
-
-
-async def refreshed(application: Application, refresh_token: str) -> httpx.Response:
-    form = {**CLIENT, "grant_type": "refresh_token", "refresh_token": refresh_token}
-    return await application.ask("POST", TOKEN, data=form)
-
-
-async def called(
-    application: Application, method: str, path: str, bearer: str, *, instance: str = INSTANCE, **parts: Any
-) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {bearer}"}
-    return await application.ask(method, f"{instance}{path}", headers=headers, **parts)
-
+from tests.unit.emulator.emulated import BEGINNING, Application, body_of
+from tests.unit.emulator.salesforce import CLIENT, IDENTITY, INSTANCE, called, exchanged, refreshed
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
@@ -225,137 +192,6 @@ async def test_userinfo_names_user_and_organization() -> None:
     assert body["user_id"] == "0055g0000001001AAA"
     assert body["organization_id"] == "00D5g0000001001EAA"
     assert body["preferred_username"] == "ada@acme.example"
-
-
-# --- leads ------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_lead_is_created_and_found_again() -> None:
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application))["access_token"]
-    query = quote_plus("SELECT Id FROM Lead WHERE Email = 'kim@example.com'")
-
-    created = await called(application, "POST", LEADS, bearer, json=LEAD)
-    found = await called(application, "GET", f"/services/data/v59.0/query?q={query}", bearer)
-
-    assert created.status_code == 201
-    lead_id = body_of(created)["id"]
-    assert body_of(created) == {"id": lead_id, "success": True, "errors": []}
-    assert lead_id.startswith("00Q")
-    assert body_of(found) == {
-        "totalSize": 1,
-        "done": True,
-        "records": [{"attributes": {"type": "Lead", "url": f"{LEADS}/{lead_id}"}, "Id": lead_id}],
-    }
-
-
-async def test_a_lead_needs_a_name_and_a_company() -> None:
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application))["access_token"]
-
-    answer = await called(application, "POST", LEADS, bearer, json={"Email": "kim@example.com"})
-
-    assert answer.status_code == 400
-    assert body_of(answer) == [
-        {
-            "message": "Required fields are missing: [LastName, Company]",
-            "errorCode": "REQUIRED_FIELD_MISSING",
-            "fields": ["LastName", "Company"],
-        }
-    ]
-
-
-@pytest.mark.parametrize("body", [b"{", b"[]", b""])
-async def test_a_lead_is_a_json_object(body: bytes) -> None:
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application))["access_token"]
-
-    answer = await called(application, "POST", LEADS, bearer, content=body)
-
-    assert answer.status_code == 400
-    assert body_of(answer)[0]["errorCode"] == "JSON_PARSER_ERROR"
-
-
-async def test_a_quote_in_a_query_has_to_be_escaped() -> None:
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application))["access_token"]
-    await called(application, "POST", LEADS, bearer, json={**LEAD, "Email": "o'neill@example.com"})
-
-    async def found(email: str) -> httpx.Response:
-        query = quote_plus("SELECT Id FROM Lead WHERE Email='EMAIL'".replace("EMAIL", email))
-        return await called(application, "GET", f"/services/data/v59.0/query?q={query}", bearer)
-
-    escaped = await found("o\\'neill@example.com")
-    injected = await found("x' OR Email LIKE '%")
-
-    assert body_of(escaped)["totalSize"] == 1
-    assert injected.status_code == 400
-    assert body_of(injected)[0]["errorCode"] == "MALFORMED_QUERY"
-
-
-async def test_a_token_works_at_its_own_instance_only() -> None:
-    """A caller that ignores instance_url is found out."""
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application))["access_token"]
-
-    for instance in ("https://globex.my.salesforce.com", "https://na1.salesforce.com"):
-        answer = await called(application, "POST", LEADS, bearer, instance=instance, json=LEAD)
-        assert answer.status_code == 401
-        assert body_of(answer) == [{"message": "Session expired or invalid", "errorCode": "INVALID_SESSION_ID"}]
-    query = await called(
-        application, "GET", "/services/data/v59.0/query", bearer, instance="https://na1.salesforce.com"
-    )
-    assert query.status_code == 401
-
-
-async def test_a_backend_reaches_the_instance_by_the_emulators_address() -> None:
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application))["access_token"]
-    instance = "http://127.0.0.1:9001/_host/acme.my.salesforce.com"
-
-    answer = await called(application, "POST", LEADS, bearer, instance=instance, json=LEAD)
-
-    assert answer.status_code == 201
-
-
-async def test_leads_of_one_org_are_not_those_of_another() -> None:
-    application = Application("salesforce")
-    ada = body_of(await exchanged(application))["access_token"]
-    application.emulator.turn(user="grace")
-    grace = body_of(await exchanged(application))["access_token"]
-    query = quote_plus("SELECT Id FROM Lead WHERE Email='kim@example.com' LIMIT 1")
-    await called(application, "POST", LEADS, ada, json=LEAD)
-
-    answer = await called(
-        application,
-        "GET",
-        f"/services/data/v59.0/query?q={query}",
-        grace,
-        instance="https://globex.my.salesforce.com",
-    )
-
-    assert body_of(answer)["totalSize"] == 0
-
-
-async def test_an_expired_session_is_an_array() -> None:
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application))["access_token"]
-    application.clock.passes(hours=2)
-
-    answer = await called(application, "GET", "/services/data/", bearer)
-
-    assert answer.status_code == 401
-    assert body_of(answer) == [{"message": "Session expired or invalid", "errorCode": "INVALID_SESSION_ID"}]
-
-
-async def test_a_session_without_the_api_scope_cannot_use_it() -> None:
-    application = Application("salesforce")
-    bearer = body_of(await exchanged(application, "id refresh_token"))["access_token"]
-
-    answer = await called(application, "GET", "/services/data/", bearer)
-
-    assert answer.status_code == 401
-    assert body_of(answer)[0]["errorCode"] == "INVALID_SESSION_ID"
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
