@@ -119,7 +119,7 @@ def _compose(
     engine = RefreshEngine(database, vault, providers, settlement, wake_ups, holder=holder, random=_jitter)
     supervisor = RefreshSupervisor(engine.refresh)
     connecting = Connecting(database, vault, providers, jitter=_jitter)
-    revoke = Revoke(database, providers)
+    revoke = Revoke(database, vault, providers)
     upstream = UpstreamRevocation(database, vault, providers, random=_jitter)
     return Services(
         settings=settings,
@@ -132,7 +132,7 @@ def _compose(
         supervisor=supervisor,
         authorize=Authorize(database, vault, providers, connecting, allowed_return_to=settings.allowed_return_to),
         accounts=Accounts(database, vault, providers, revoke, jitter=_jitter),
-        directory=Directory(database, upstream),
+        directory=Directory(database),
         integrations=Integrations(database, vault, providers, revoke, development=development),
         revoke=revoke,
         upstream=upstream,

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from broker.api.services import Services
-from broker.connections.model import WITHHELD_FOR
-from broker.connections.revoke import Operation
+from broker.connections.operations import Operation
 from broker.errors import StoreUnavailable
 from broker.log import error_type, log, where
+
+REVOCATIONS_AT_ONCE = 4
 
 
 class Worker:
@@ -27,9 +28,10 @@ class Worker:
         chores: tuple[tuple[str, Callable[[], Awaitable[Any]], float], ...] = (
             ("revocations", self.revocations, 0.5),
             ("operations", self.operations, 1.0),
+            ("rewrap", self.rewrap, 1.0),
             ("reconcile", self._services.reconciler.run, 5.0),
             ("keep_alive", self._services.keep_alive.run, 60.0),
-            ("expire_requests", self._services.authorize.expire, 10.0),
+            ("expire_requests", self._services.attempts.expire, 10.0),
             ("last_use", self.last_use, 60.0),
             ("sweep", self.sweep, 60.0),
         )
@@ -51,20 +53,33 @@ class Worker:
             await asyncio.sleep(pause)
 
     async def revocations(self) -> None:
-        """Work the queue off until nothing is due."""
-        while await self._services.upstream.run_one():
-            pass
+        """Work the queue off until nothing is due, several at once: a provider that keeps silent takes up one."""
+
+        async def lane() -> None:
+            while await self._services.upstream.run_one():
+                pass
+
+        await asyncio.gather(*(lane() for _ in range(REVOCATIONS_AT_ONCE)))
 
     async def operations(self) -> None:
-        """Go on with bulk operations that whoever began them left unfinished."""
-        database = self._services.database
-        kinds = ["reauthorize", "revoke", "offboard"]
-        while (operation := await database.one(Operation, "running_operation", kinds=kinds)) is not None:
-            if not await self._services.revoke.advance(operation):
-                return
-        rewrap = await database.one(Operation, "running_operation", kinds=["rewrap"])
-        if rewrap is not None:
-            await self._services.rewrap.run(rewrap)
+        """Go on with bulk operations that whoever began them left unfinished; one that breaks holds no other up."""
+        for operation in await self._unfinished("reauthorize", "revoke", "offboard"):
+            try:
+                await self._services.revoke.run(operation)
+            except StoreUnavailable:
+                raise
+            except Exception as exc:
+                log.error(
+                    "operation_broke", operation_id=operation.wire_id, error_type=error_type(exc), where=where(exc)
+                )
+
+    async def rewrap(self) -> None:
+        """Go on bringing secrets under the primary key."""
+        for operation in await self._unfinished("rewrap"):
+            await self._services.rewrap.run(operation)
+
+    async def _unfinished(self, *kinds: str) -> list[Operation]:
+        return await self._services.database.all(Operation, "running_operations", kinds=list(kinds))
 
     async def last_use(self) -> None:
         """Note, to the minute, which API keys were used."""
@@ -75,6 +90,10 @@ class Worker:
     async def sweep(self) -> None:
         """Erase what is past its time."""
         database = self._services.database
-        await database.execute("purge_secrets", withheld_for=WITHHELD_FOR)
-        for statement in ("purge_requests", "purge_receipts", "purge_idempotency_keys", "purge_retired_secrets"):
-            await database.execute(statement)
+        while await self._services.revoke.purge_withheld():
+            pass
+        await database.execute("purge_secrets")
+        await database.execute("purge_requests")
+        await database.execute("purge_receipts")
+        await database.execute("purge_idempotency_keys")
+        await database.execute("purge_retired_secrets")

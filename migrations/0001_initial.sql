@@ -112,6 +112,7 @@ CREATE UNIQUE INDEX connection_compatibility ON connection (environment_id, inte
     WHERE state <> 'disconnected' AND connection_role = 'compatibility';
 CREATE INDEX connection_owner ON connection (environment_id, user_key, organization_key, integration_id);
 CREATE INDEX connection_idle ON connection (rt_idle_exp) WHERE state = 'connected' AND rt_idle_exp IS NOT NULL;
+CREATE INDEX connection_withheld ON connection (state_since) WHERE state = 'needs_reauthorization';
 CREATE INDEX connection_organization ON connection (environment_id, organization_key, id);
 
 CREATE TABLE secret_version (
@@ -209,6 +210,7 @@ CREATE TABLE authorization_request (  -- one browser trip
     callback               jsonb,                                -- further callback parameters the descriptor asks for
     held_ct                bytea,                                -- tokens of another account than the connection's, waiting for a decision
     held_kek_ref           text,
+    held_account_id        text,
     error_code             text,
     created_at             timestamptz NOT NULL DEFAULT now(),
     expires_at             timestamptz NOT NULL,
@@ -244,6 +246,7 @@ BEGIN
     RAISE EXCEPTION 'audit records are never changed' USING ERRCODE = 'insufficient_privilege';
 END $$;
 CREATE TRIGGER audit_record_append_only BEFORE UPDATE OR DELETE ON audit_record FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER audit_record_never_emptied BEFORE TRUNCATE ON audit_record FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 CREATE TABLE event (  -- the outbox: written with the change it tells of
     environment_id  text        NOT NULL,
@@ -284,6 +287,7 @@ CREATE TABLE revocation_job (  -- ends a grant at the provider, retried; the out
     operation_id    uuid,
     ct              bytea,
     kek_ref         text,
+    config          jsonb       NOT NULL DEFAULT '{}',           -- connection-scope fields of the tokens in ct
     status          text        NOT NULL CHECK (status IN ('pending', 'succeeded', 'failed', 'unsupported')),
     attempts        integer     NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
@@ -292,7 +296,7 @@ CREATE TABLE revocation_job (  -- ends a grant at the provider, retried; the out
     created_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (environment_id, id)
 );
-CREATE INDEX revocation_job_due ON revocation_job (next_attempt_at) WHERE status = 'pending';
+CREATE INDEX revocation_job_due ON revocation_job (attempts, next_attempt_at) WHERE status = 'pending';
 CREATE INDEX revocation_job_connection ON revocation_job (environment_id, connection_id, created_at);
 CREATE INDEX revocation_job_operation ON revocation_job (environment_id, operation_id) WHERE operation_id IS NOT NULL;
 

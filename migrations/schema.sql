@@ -84,6 +84,7 @@ CREATE TABLE public.authorization_request (
     callback jsonb,
     held_ct bytea,
     held_kek_ref text,
+    held_account_id text,
     error_code text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     expires_at timestamp with time zone NOT NULL,
@@ -276,6 +277,7 @@ CREATE TABLE public.revocation_job (
     operation_id uuid,
     ct bytea,
     kek_ref text,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
     status text NOT NULL,
     attempts integer DEFAULT 0 NOT NULL,
     last_attempt_at timestamp with time zone,
@@ -378,6 +380,8 @@ CREATE INDEX connection_organization ON public.connection USING btree (environme
 
 CREATE INDEX connection_owner ON public.connection USING btree (environment_id, user_key, organization_key, integration_id);
 
+CREATE INDEX connection_withheld ON public.connection USING btree (state_since) WHERE (state = 'needs_reauthorization'::text);
+
 CREATE INDEX idempotency_key_created ON public.idempotency_key USING btree (created_at);
 
 CREATE UNIQUE INDEX integration_root ON public.integration USING btree (environment_id, slug, ownership) WHERE (retired_at IS NULL);
@@ -390,7 +394,7 @@ CREATE INDEX refresh_intent_pending ON public.refresh_intent USING btree (deadli
 
 CREATE INDEX revocation_job_connection ON public.revocation_job USING btree (environment_id, connection_id, created_at);
 
-CREATE INDEX revocation_job_due ON public.revocation_job USING btree (next_attempt_at) WHERE (status = 'pending'::text);
+CREATE INDEX revocation_job_due ON public.revocation_job USING btree (attempts, next_attempt_at) WHERE (status = 'pending'::text);
 
 CREATE INDEX revocation_job_operation ON public.revocation_job USING btree (environment_id, operation_id) WHERE (operation_id IS NOT NULL);
 
@@ -401,6 +405,8 @@ CREATE INDEX secret_version_expiring ON public.secret_version USING btree (expir
 CREATE INDEX secret_version_kek_ref ON public.secret_version USING btree (kek_ref, environment_id, connection_id, version_no, fence);
 
 CREATE TRIGGER audit_record_append_only BEFORE DELETE OR UPDATE ON public.audit_record FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER audit_record_never_emptied BEFORE TRUNCATE ON public.audit_record FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE ONLY public.api_key
     ADD CONSTRAINT api_key_environment_id_fkey FOREIGN KEY (environment_id) REFERENCES public.environment(id);

@@ -29,7 +29,7 @@ from broker.api.schemas import Note, OwnerId, Request, Text
 from broker.audit.read import audit_page
 from broker.callers.model import Caller
 from broker.connections.model import State
-from broker.connections.revoke import ConnectionFilter, Kind
+from broker.connections.operations import ConnectionFilter, Kind
 from broker.errors import InvalidRequest, NotFound
 
 STATES: tuple[State, ...] = ("connected", "needs_reauthorization", "disconnected")
@@ -41,11 +41,13 @@ class NoteBody(Request, frozen=True, kw_only=True):
 
 
 class FilterBody(Request, frozen=True, kw_only=True):
-    provider: Text | None = None
-    user_id: OwnerId | None = None
+    """Null is refused but for the organization: a program's missing user must not come to mean everybody."""
+
+    provider: Text | UnsetType = UNSET
+    user_id: OwnerId | UnsetType = UNSET
     organization_id: OwnerId | UnsetType | None = UNSET
-    state: Literal["connected", "needs_reauthorization", "disconnected"] | None = None
-    idle_since: datetime | None = None
+    state: State | UnsetType = UNSET
+    idle_since: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
 
 
 class BulkBody(Request, frozen=True, kw_only=True):
@@ -158,16 +160,8 @@ async def revoke_many(request: ApiRequest) -> Response[bytes]:
 
 async def _bulk(request: ApiRequest, kind: Kind) -> Response[bytes]:
     caller, body = await caller_of(request, "admin"), await body_of(request, BulkBody)
-    given = body.filter
-    if given.idle_since is not None and given.idle_since.tzinfo is None:
-        raise InvalidRequest("filter.idle_since needs a time zone, such as a final Z.")
-    chosen = ConnectionFilter(
-        provider=given.provider,
-        user_id=given.user_id,
-        organization_id=given.organization_id,
-        state=given.state,
-        idle_since=given.idle_since,
-    )
+    given = {name: value for name, value in msgspec.structs.asdict(body.filter).items() if value is not UNSET}
+    chosen = ConnectionFilter(**given)
     if body.dry_run:
         matched = await services(request).revoke.count(caller, kind, chosen)
         return Response(msgspec.json.encode(operation_view(None, kind, matched=matched)), media_type="application/json")

@@ -10,17 +10,16 @@ from broker import ids
 from broker.api.services import Services
 from broker.audit.records import AuditRecord
 from broker.connections.access import missing_scopes
-from broker.connections.directory import Seen
-from broker.connections.revoke import Matched, Operation, Upstream
-from broker.connections.upstream import RevocationStatus
+from broker.connections.directory import RevocationStatus, Seen
+from broker.connections.operations import Matched, Operation, Upstream
 from broker.connections.wire import timestamp
 
 
-def connection_view(seen: Seen, use: Services, wanted_scopes: list[str] | None = None) -> dict[str, Any]:
+def connection_view(seen: Seen, use: Services) -> dict[str, Any]:
     """Show a connection to an operator; never a token."""
     connection = seen.connection
     descriptor = use.providers.catalog.get(connection.slug)
-    missing = missing_scopes(descriptor, tuple(wanted_scopes or ()), tuple(connection.scopes))
+    missing = missing_scopes(descriptor, tuple(seen.wanted_scopes), tuple(connection.scopes))
     account = None
     if connection.account_id:
         account = {"id": connection.account_id, "name": connection.account_name}
@@ -66,8 +65,7 @@ async def detailed_view(
 ) -> dict[str, Any]:
     """Show one connection, with its timeline unless it is left out; raise `NotFound`."""
     seen = await use.directory.one(environment_id, connection_id, timeline=timeline)
-    integration = await use.providers.by_id(use.database, seen.connection)
-    view = connection_view(seen, use, integration.scopes)
+    view = connection_view(seen, use)
     if seen.timeline is not None:
         view["timeline"] = [_entry(record) for record in seen.timeline]
     return view

@@ -8,6 +8,7 @@ from litestar import Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from broker.api.requests import ApiRequest, services
+from broker.audit.records import writable
 from broker.errors import BrokerError
 
 
@@ -23,8 +24,8 @@ async def readyz(request: ApiRequest) -> Response[dict[str, Any]]:
     use = services(request)
     checks = {"database": False, "audit_writable": False, "keyring": False}
     try:
-        checks["audit_writable"] = bool(await use.database.value("ready"))
-        checks["database"] = True
+        checks["database"] = bool(await use.database.value("ready"))
+        checks["audit_writable"] = checks["database"] and await writable(use.database)
     except BrokerError:
         pass  # the answer says so
     try:

@@ -9,7 +9,8 @@ from uuid import UUID
 
 import msgspec
 
-from broker.store.postgres import Session
+from broker.log import error_type, log
+from broker.store.postgres import Database, Session
 
 # The names of pipes-api.md 14.6's timeline, and those that only the audit export shows.
 Action = Literal[
@@ -135,3 +136,36 @@ async def record(
         providers=[subject.provider for subject in several],
         version_nos=[subject.version_no for subject in several],
     )
+
+
+async def writable(database: Database) -> bool:
+    """Say whether a record could be written now: it is, and taken back."""
+    try:
+        async with database.transaction() as session:
+            await record(session, _PROBE, "key_changed")
+            raise _TakenBack
+    except _TakenBack:
+        return True
+    except Exception as exc:  # privilege, trigger, disk, standby: no record, no token, whatever the reason
+        log.error("audit_not_writable", error_type=error_type(exc))
+        return False
+
+
+class _TakenBack(Exception):
+    """Nothing of a probe stays."""
+
+
+class _Nowhere(msgspec.Struct, frozen=True):
+    request_id: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+
+
+class _Probe(msgspec.Struct, frozen=True):
+    environment_id: str = "probe"
+    actor_type: str = "system"
+    actor_id: str | None = None
+    request: _Nowhere = _Nowhere()
+
+
+_PROBE = _Probe()

@@ -346,6 +346,7 @@ class Connecting:
             connection_id=request.target_id,
             ct=sealed.blob,
             kek_ref=sealed.kek_ref,
+            config=request.config,
         )
 
     async def fail(

@@ -239,6 +239,7 @@ class Integrations:
         while chunk := await self._chunk(session, found, position):
             await self._revoke.force(session, caller, chunk, note="the provider's address was changed")
             position = chunk[-1].id
+        await self._revoke.abandon(session, found)
 
     @staticmethod
     async def _chunk(session: Session, found: Integration, position: UUID | None) -> list[Connection]:
@@ -262,6 +263,7 @@ class Integrations:
                 await self._revoke.end(session, caller, chunk, reason="disconnected", note="integration deleted")
                 position = chunk[-1].id
             await session.execute("retire_integration", environment_id=found.environment_id, id=found.id)
+            await session.execute("delete_unused_custom_provider", environment_id=found.environment_id, slug=slug)
             await records.record(
                 session, caller, "integration_changed", records.Subject(provider=slug), reason="deleted"
             )

@@ -3,100 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Literal
 from uuid import UUID
 
 import msgspec
 
 from broker import ids
 from broker.audit import records
-from broker.callers.model import Caller
-from broker.connections.model import REVOKING_FOR, Connection
+from broker.callers.model import Caller, system
+from broker.connections import versions
+from broker.connections.model import REVOKING_FOR, WITHHELD_FOR, Connection, Integration
+from broker.connections.operations import ConnectionFilter, Kind, Matched, Operation, Selected, Upstream
 from broker.connections.providers import Providers
+from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
-from broker.errors import BrokerError, FilterRequired, InvalidState, NotFound
+from broker.errors import DescriptorError, FilterRequired, InvalidRequest, InvalidState, NotFound, VaultError
 from broker.events import outbox
 from broker.store.postgres import Database, Session
 
-Kind = Literal["reauthorize", "revoke", "offboard"]
 CHUNK = 500  # connections changed per transaction
-
-
-class ConnectionFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which connections are meant; a part that is not given does not restrict (pipes-api.md 14.6)."""
-
-    provider: str | None = None
-    user_id: str | None = None
-    organization_id: str | msgspec.UnsetType | None = msgspec.UNSET  # None: those without organization
-    state: Literal["connected", "needs_reauthorization", "disconnected"] | None = None
-    idle_since: datetime | None = None
-
-    @property
-    def empty(self) -> bool:
-        return self == ConnectionFilter()
-
-    def parameters(self) -> dict[str, object]:
-        """Return the filter as the statements of `revocation.sql` take it."""
-        organization: str | None = None
-        if self.organization_id is not msgspec.UNSET:
-            organization = self.organization_id or ""
-        return {
-            "provider": self.provider,
-            "user_id": self.user_id,
-            "organization_id": organization,
-            "state": self.state,
-            "idle_since": self.idle_since,
-        }
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """A bulk operation and how far it has come."""
-
-    environment_id: str
-    id: UUID
-    kind: Literal["reauthorize", "revoke", "offboard", "rewrap"]
-    status: Literal["running", "completed", "failed"]
-    filter: dict[str, object]
-    note: str | None
-    actor_type: Literal["api_key", "application", "user", "operator", "system"]
-    actor_id: str | None
-    position: UUID | None
-    matched: int
-    done: int
-    skipped: int
-    failed: int
-    created_at: datetime
-    finished_at: datetime | None
-
-    @property
-    def wire_id(self) -> str:
-        return ids.to_wire(ids.OPERATION, self.id)
-
-    @property
-    def actor(self) -> Caller:
-        return Caller(environment_id=self.environment_id, actor_type=self.actor_type, actor_id=self.actor_id)
-
-
-class Matched(msgspec.Struct, frozen=True):
-    matched: int
-    skipped: int
-
-
-class Upstream(msgspec.Struct, frozen=True):
-    """How the revocations that an operation started stand."""
-
-    pending: int
-    succeeded: int
-    failed: int
-    unsupported: int
 
 
 class Revoke:
     """End connections here first, at the provider afterwards."""
 
-    def __init__(self, database: Database, providers: Providers) -> None:
-        self._database, self._providers = database, providers
+    def __init__(self, database: Database, vault: Vault, providers: Providers) -> None:
+        self._database, self._vault, self._providers = database, vault, providers
 
     # --- one connection ---------------------------------------------------------------------------------------------
 
@@ -149,10 +80,7 @@ class Revoke:
         await records.record(
             session, caller, "state_changed", [c.subject for c in changing], reason="operator_forced", purpose=note
         )
-        for connection in changing:
-            if connection.state == "connected":
-                now = msgspec.structs.replace(connection, state="needs_reauthorization", state_reason="operator_forced")
-                await outbox.tell(session, now, "reauthorization_needed", connected_account_event(now))
+        await _tell_reauthorization(session, [c for c in changing if c.state == "connected"], "operator_forced")
         return len(changing)
 
     async def end(
@@ -169,20 +97,23 @@ class Revoke:
         ending = [c for c in connections if c.state != "disconnected"]
         if not ending:
             return 0
+        environment_id = caller.environment_id
+        statuses = {
+            integration_id: await self._revocable(session, environment_id, integration_id)
+            for integration_id in {c.integration_id for c in ending}
+        }
         await session.execute(
             "end_connections",
-            environment_id=caller.environment_id,
+            environment_id=environment_id,
             ids=[c.id for c in ending],
+            revocable=[c.id for c in ending if statuses[c.integration_id] == "pending"],
             reason=reason,
             cause=_cause("Ended on this side", note),
             keep=REVOKING_FOR,
         )
-        statuses = {}
-        for integration_id in {c.integration_id for c in ending}:
-            statuses[integration_id] = await self._revocable(session, caller.environment_id, integration_id)
         await session.execute(
             "insert_revocation_jobs",
-            environment_id=caller.environment_id,
+            environment_id=environment_id,
             operation_id=operation_id,
             ids=[ids.new_uuid() for _ in ending],
             integration_ids=[c.integration_id for c in ending],
@@ -190,37 +121,98 @@ class Revoke:
             statuses=[statuses[c.integration_id] for c in ending],
         )
         await records.record(session, caller, "disconnected", [c.subject for c in ending], reason=reason, purpose=note)
-        for connection in ending:
-            gone = msgspec.structs.replace(connection, state="disconnected", state_reason=reason)
-            await outbox.tell(session, gone, "disconnected", connected_account_event(gone))
+        gone = [msgspec.structs.replace(c, state="disconnected", state_reason=reason) for c in ending]
+        await outbox.tell_all(session, "disconnected", [(c, connected_account_event(c)) for c in gone])
         return len(ending)
 
     async def revoke_orphans(self, session: Session, caller: Caller, connection: Connection) -> None:
-        """Have the token sets revoked that came for a connection after its end."""
-        await session.execute(
-            "condemn_orphans",
-            environment_id=connection.environment_id,
-            connection_id=connection.id,
-            keep=REVOKING_FOR,
-        )
-        await session.execute(
-            "insert_revocation_jobs",
-            environment_id=connection.environment_id,
-            operation_id=None,
-            ids=[ids.new_uuid()],
-            integration_ids=[connection.integration_id],
-            connection_ids=[connection.id],
-            statuses=[await self._revocable(session, connection.environment_id, connection.integration_id)],
-        )
+        """Have the token sets revoked that came for a connection after its end; erase them where that cannot be."""
+        place = {"environment_id": connection.environment_id, "connection_id": connection.id}
+        status = await self._revocable(session, connection.environment_id, connection.integration_id)
+        if status == "pending":
+            await session.execute("condemn_orphans", keep=REVOKING_FOR, **place)
+            await session.execute(
+                "insert_revocation_jobs",
+                environment_id=connection.environment_id,
+                operation_id=None,
+                ids=[ids.new_uuid()],
+                integration_ids=[connection.integration_id],
+                connection_ids=[connection.id],
+                statuses=[status],
+            )
+        else:
+            await session.execute("erase_orphans", **place)
         await records.record(session, caller, "upstream_revocation", connection.subject, reason="late_answer")
+
+    async def abandon(self, session: Session, integration: Integration) -> None:
+        """Erase every token obtained from an address that an integration no longer has; none is sent to the new one."""
+        await session.execute(
+            "abandon_integration_secrets", environment_id=integration.environment_id, integration_id=integration.id
+        )
 
     async def _revocable(self, session: Session, environment_id: str, integration_id: UUID) -> str:
         wanted = _IntegrationKey(environment_id=environment_id, integration_id=integration_id)
         try:
             descriptor = self._providers.descriptor(await self._providers.by_id(session, wanted))
-        except BrokerError:
+        except (DescriptorError, InvalidRequest, NotFound):  # nobody knows any more where such a token could go
             return "unsupported"
         return "pending" if descriptor.revocation.style != "none" else "unsupported"
+
+    # --- credentials that end while their connection lives on -------------------------------------------------------
+
+    async def end_membership(self, caller: Caller, user_id: str) -> int:
+        """A member leaves: shared connections they established lose their credentials, and their open flows end."""
+        reason = "establishing_member_membership_ended"
+        async with self._database.transaction() as session:
+            shared = await session.all(
+                Connection, "lock_established_by", environment_id=caller.environment_id, user_id=user_id
+            )
+            for connection in shared:
+                await self._hand_over(session, connection)
+            if shared:
+                await session.execute(
+                    "end_membership", environment_id=caller.environment_id, ids=[c.id for c in shared], reason=reason
+                )
+                await records.record(session, caller, "state_changed", [c.subject for c in shared], reason=reason)
+                left = [msgspec.structs.replace(c, established_by_user_id=None) for c in shared]
+                await _tell_reauthorization(session, left, reason)
+            await session.execute("burn_user_requests", environment_id=caller.environment_id, user_id=user_id)
+        return len(shared)
+
+    async def purge_withheld(self) -> int:
+        """Erase tokens that have been withheld for a week, and have the provider told; return how many were."""
+        async with self._database.transaction() as session:
+            withheld = await session.all(Connection, "claim_withheld", withheld_for=WITHHELD_FOR, most=CHUNK)
+            for connection in withheld:
+                if connection.state_reason != "revoked":  # that one the provider has ended itself
+                    await self._hand_over(session, connection)
+                await session.execute(
+                    "erase_secrets", environment_id=connection.environment_id, connection_id=connection.id
+                )
+                actor = system(connection.environment_id)
+                await records.record(
+                    session, actor, "upstream_revocation", connection.subject, reason="withheld_too_long"
+                )
+        return len(withheld)
+
+    async def _hand_over(self, session: Session, connection: Connection) -> None:
+        """Queue the revocation of a connection's tokens by a job that holds them."""
+        if await self._revocable(session, connection.environment_id, connection.integration_id) != "pending":
+            return
+        try:
+            tokens = await versions.current_tokens(session, self._vault, connection)
+        except VaultError:
+            return  # nobody can read what would have to be sent
+        if tokens is not None:
+            await versions.revoke_later(
+                session,
+                self._vault,
+                environment_id=connection.environment_id,
+                integration_id=connection.integration_id,
+                connection_id=connection.id,
+                config=connection.config,
+                tokens=tokens,
+            )
 
     # --- in bulk ----------------------------------------------------------------------------------------------------
 
@@ -228,17 +220,17 @@ class Revoke:
         """Return what a filter selects, and how much of it is as wanted already; change nothing."""
         if chosen.empty:
             raise FilterRequired
-        settled = ["disconnected"]
-        if kind == "reauthorize":
-            settled.append("needs_reauthorization")
         found = await self._database.one(
-            Matched,
+            Selected,
             "match_connections",
             environment_id=caller.environment_id,
-            settled=settled,
+            tombstones=kind != "reauthorize",  # these cannot be reauthorized, only connected anew
             **chosen.parameters(),
         )
-        return found or Matched(0, 0)
+        if found is None:
+            return Matched(0, 0)
+        skipped = found.forced if kind == "reauthorize" else found.ended
+        return Matched(found.matched - skipped, skipped)
 
     async def begin(self, caller: Caller, kind: Kind, chosen: ConnectionFilter, note: str | None) -> Operation:
         """Write the operation down; `advance` does it, in chunks, from any process, as often as it takes."""
@@ -255,28 +247,10 @@ class Revoke:
                 actor_type=caller.actor_type,
                 actor_id=caller.actor_id,
                 matched=matched.matched + matched.skipped,
+                skipped=0 if kind == "reauthorize" else matched.skipped,  # tombstones are not walked over again
             )
             await records.record(session, caller, "operation_started", reason=kind, purpose=note)
         return await self.operation(caller, operation_id)
-
-    async def end_membership(self, caller: Caller, user_id: str) -> int:
-        """A member leaves: shared connections they established lose their credentials and need a new consent."""
-        reason = "establishing_member_membership_ended"
-        async with self._database.transaction() as session:
-            shared = await session.all(
-                Connection, "lock_established_by", environment_id=caller.environment_id, user_id=user_id
-            )
-            if shared:
-                await session.execute(
-                    "end_membership", environment_id=caller.environment_id, ids=[c.id for c in shared], reason=reason
-                )
-                await records.record(session, caller, "state_changed", [c.subject for c in shared], reason=reason)
-            for connection in shared:
-                now = msgspec.structs.replace(
-                    connection, state="needs_reauthorization", state_reason=reason, established_by_user_id=None
-                )
-                await outbox.tell(session, now, "reauthorization_needed", connected_account_event(now))
-        return len(shared)
 
     async def operation(self, caller: Caller, operation_id: UUID) -> Operation:
         """Return an operation; raise `NotFound`."""
@@ -303,7 +277,7 @@ class Revoke:
         return operation
 
     async def advance(self, operation: Operation) -> bool:
-        """Do the next chunk in one transaction; False when it is finished or another process is at it."""
+        """Do the next chunk in one transaction; False when the operation is finished. Several processes take turns."""
         chosen = msgspec.convert(operation.filter, ConnectionFilter)
         async with self._database.transaction() as session:
             current = await session.one(
@@ -316,6 +290,7 @@ class Revoke:
                 "claim_connections",
                 environment_id=current.environment_id,
                 position=current.position,
+                begun=current.created_at,
                 most=CHUNK,
                 **chosen.parameters(),
             )
@@ -326,16 +301,13 @@ class Revoke:
                 changed = await self.end(
                     session, current.actor, chunk, reason="revoked", note=current.note, operation_id=current.id
                 )
+            place = {"environment_id": current.environment_id, "id": current.id}
+            last = chunk[-1].id if chunk else None
             await session.execute(
-                "advance_operation",
-                environment_id=current.environment_id,
-                id=current.id,
-                position=chunk[-1].id if chunk else None,
-                done=changed,
-                skipped=len(chunk) - changed,
-                failed=0,
-                finished=len(chunk) < CHUNK,
+                "advance_operation", position=last, done=changed, skipped=len(chunk) - changed, **place
             )
+            if len(chunk) < CHUNK:
+                await session.execute("finish_operation", status="completed", failed=0, **place)
         return True
 
 
@@ -346,3 +318,9 @@ class _IntegrationKey(msgspec.Struct, frozen=True, kw_only=True):
 
 def _cause(text: str, note: str | None) -> str:
     return f"{text}: {note}" if note else f"{text}."
+
+
+async def _tell_reauthorization(session: Session, connections: Sequence[Connection], reason: str) -> None:
+    """Tell once of each connection that a new consent is needed."""
+    now = [msgspec.structs.replace(c, state="needs_reauthorization", state_reason=reason) for c in connections]
+    await outbox.tell_all(session, "reauthorization_needed", [(c, connected_account_event(c)) for c in now])

@@ -64,3 +64,14 @@ class Vault:
             integration.environment_id, integration.id, NOBODY, integration.id, integration.revision, "client_secret"
         )
         return Secret(self.open(place, integration.client_secret_ct).decode())
+
+    def seal_grant(self, environment_id: str, job_id: UUID, integration_id: UUID, tokens: Tokens) -> Sealed:
+        """Seal a token set into the job that is to revoke it."""
+        return self.seal(self._grant_place(environment_id, job_id, integration_id), tokens.to_bytes())
+
+    def open_grant(self, environment_id: str, job_id: UUID, integration_id: UUID, blob: bytes) -> Tokens:
+        """Return the token set that a revocation job holds."""
+        return Tokens.of(self.open(self._grant_place(environment_id, job_id, integration_id), blob))
+
+    def _grant_place(self, environment_id: str, job_id: UUID, integration_id: UUID) -> Binding:
+        return self.place(environment_id, job_id, NOBODY, integration_id, 0, "held_grant")

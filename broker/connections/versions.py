@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from broker import ids
 from broker.connections.model import Connection, SecretVersion, Tokens
 from broker.connections.vaulted import Vault
 from broker.errors import NotFound
@@ -55,3 +57,28 @@ async def write(session: Session, vault: Vault, connection: Connection, tokens: 
     if tokens.refresh_token is not None:  # one that was once refused may come back with a new consent
         fingerprint = vault.keyring.fingerprint(connection.environment_id, tokens.refresh_token)
         await session.execute("forget_dead_refresh_token", environment_id=connection.environment_id, rt_fp=fingerprint)
+
+
+async def revoke_later(
+    session: Session | Database,
+    vault: Vault,
+    *,
+    environment_id: str,
+    integration_id: UUID,
+    connection_id: UUID | None,
+    config: Mapping[str, str],
+    tokens: Tokens,
+) -> None:
+    """Queue the revocation of tokens that no connection holds, or holds any more: the job keeps them, sealed."""
+    job_id = ids.new_uuid()
+    sealed = vault.seal_grant(environment_id, job_id, integration_id, tokens)
+    await session.execute(
+        "insert_grant_revocation",
+        environment_id=environment_id,
+        id=job_id,
+        integration_id=integration_id,
+        connection_id=connection_id,
+        ct=sealed.blob,
+        kek_ref=sealed.kek_ref,
+        config=dict(config),
+    )

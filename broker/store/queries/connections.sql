@@ -99,17 +99,20 @@ WHERE environment_id = :environment_id AND connection_id = :connection_id AND st
 ORDER BY received_at DESC;
 
 -- name: erase_revoked_secrets
--- The provider has been told, or will never be: nothing of the connection's tokens stays.
-DELETE FROM secret_version
-WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'revoking';
+-- The provider has been told of these, or will never be: nothing of them stays. A late answer's tokens have a job of their own.
+DELETE FROM secret_version s
+USING unnest(:version_nos::bigint[], :fences::bigint[]) AS told (version_no, fence)
+WHERE s.environment_id = :environment_id AND s.connection_id = :connection_id AND s.state = 'revoking'
+  AND (s.version_no, s.fence) = (told.version_no, told.fence);
+
+-- name: erase_orphans
+-- Late token sets of an ended connection whose provider cannot be told of them.
+DELETE FROM secret_version WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'orphan';
 
 -- name: forget_dead_refresh_token
 -- A consent brought back a refresh token that was once refused.
 DELETE FROM dead_rt WHERE environment_id = :environment_id AND rt_fp = :rt_fp;
 
 -- name: purge_secrets
--- Erase versions past their time, and those withheld for a week.
-DELETE FROM secret_version s
- USING connection c
- WHERE (c.environment_id, c.id) = (s.environment_id, s.connection_id)
-   AND (s.expires_at < now() OR (s.state = 'current' AND c.state = 'needs_reauthorization' AND c.state_since < now() - :withheld_for::interval));
+-- Erase versions past their time.
+DELETE FROM secret_version WHERE expires_at < now();

@@ -1,4 +1,5 @@
--- name: insert_event
--- One event, in the transaction of the change it tells of.
+-- name: insert_events
+-- One event per element of the arrays, in the transaction of the change they tell of.
 INSERT INTO event (environment_id, id, name, organization_id, data)
-VALUES (:environment_id, :id, :event, :organization_id, :data);
+SELECT :environment_id, told.id, told.name, told.organization_id, told.data
+FROM unnest(:ids::uuid[], :names::text[], :organization_ids::text[], :datas::jsonb[]) AS told (id, name, organization_id, data);
