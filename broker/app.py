@@ -24,9 +24,12 @@ from broker.callers.idempotency import Idempotency
 from broker.callers.keys import ApiKeys
 from broker.connections.access import TokenAccess
 from broker.connections.accounts import Accounts
+from broker.connections.attempts import Attempts
 from broker.connections.authorize import Authorize
+from broker.connections.complete import Complete
 from broker.connections.connecting import Connecting
 from broker.connections.directory import Directory
+from broker.connections.exchange import CodeExchange
 from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
 from broker.connections.providers import Providers
@@ -118,7 +121,8 @@ def _compose(
     holder = f"{socket.gethostname()}/{os.getpid()}/{ids.random_token('', size=6)}"
     engine = RefreshEngine(database, vault, providers, settlement, wake_ups, holder=holder, random=_jitter)
     supervisor = RefreshSupervisor(engine.refresh)
-    connecting = Connecting(database, vault, providers, jitter=_jitter)
+    attempts = Attempts(database, vault, providers)
+    connecting = Connecting(database, vault, CodeExchange(vault, providers, jitter=_jitter), attempts)
     revoke = Revoke(database, vault, providers)
     upstream = UpstreamRevocation(database, vault, providers, random=_jitter)
     return Services(
@@ -130,7 +134,9 @@ def _compose(
         providers=providers,
         access=TokenAccess(hand_outs, database, vault, providers, supervisor),
         supervisor=supervisor,
-        authorize=Authorize(database, vault, providers, connecting, allowed_return_to=settings.allowed_return_to),
+        authorize=Authorize(database, vault, providers, allowed_return_to=settings.allowed_return_to),
+        complete=Complete(database, vault, providers, connecting, attempts),
+        attempts=attempts,
         accounts=Accounts(database, vault, providers, revoke, jitter=_jitter),
         directory=Directory(database),
         integrations=Integrations(database, vault, providers, revoke, development=development),

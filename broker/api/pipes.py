@@ -90,7 +90,7 @@ async def finish(request: ApiRequest) -> Response[bytes]:
     body = await body_of(request, schemas.FinishRequest)
 
     async def serve() -> schemas.FinishAnswer:
-        made = await services(request).authorize.finish(caller, body.connect_code, body.code_verifier)
+        made = await services(request).complete.finish(caller, body.connect_code, body.code_verifier)
         return schemas.FinishAnswer(connected_account=connected_account(made))
 
     return await once(request, caller, "finish", 200, serve)

@@ -8,7 +8,9 @@ from broker.callers.idempotency import Idempotency
 from broker.callers.keys import ApiKeys
 from broker.connections.access import TokenAccess
 from broker.connections.accounts import Accounts
+from broker.connections.attempts import Attempts
 from broker.connections.authorize import Authorize
+from broker.connections.complete import Complete
 from broker.connections.directory import Directory
 from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
@@ -38,6 +40,8 @@ class Services:
     access: TokenAccess
     supervisor: RefreshSupervisor
     authorize: Authorize
+    complete: Complete
+    attempts: Attempts
     accounts: Accounts
     directory: Directory
     integrations: Integrations

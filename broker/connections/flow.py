@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
-from typing import Any
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from typing import Any, Literal
+from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
 import msgspec
 
 from broker.audit.records import Subject
 from broker.connections.model import Intent, Owner, Ownership
+from broker.connections.vaulted import Vault
 from broker.errors import InvalidReturnTo, ReturnToRequiresExactMatch
 from broker.settings import is_loopback
+from broker.vault.seal import Binding, SecretKind
 
 FLOW_LIFE = timedelta(minutes=10)
 FINISH_WINDOW = timedelta(seconds=90)
@@ -24,6 +27,7 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
     environment_id: str
     id: UUID
     integration_id: UUID
+    slug: str
     public_state: str
     browser_digest: bytes | None
     caller_type: str
@@ -60,13 +64,23 @@ class AuthorizationRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Return this flow's own cookie name, so that two flows in one browser do not overwrite each other."""
         return f"penstock_{self.id.hex[:16]}"
 
-    def subject(self, provider: str) -> Subject:
+    @property
+    def connection_role(self) -> Literal["compatibility"]:
+        return "compatibility"  # `add` is not offered
+
+    @property
+    def subject(self) -> Subject:
+        """Return what an audit record of an act in this flow names."""
         return Subject(
             connection_id=self.target_id,
             user_id=self.user_id,
             organization_id=self.organization_id,
-            provider=provider,
+            provider=self.slug,
         )
+
+    def place(self, vault: Vault, kind: SecretKind) -> Binding:
+        """Return what a secret of this flow is bound to."""
+        return vault.place(self.environment_id, self.id, self.connection_owner, self.integration_id, 0, kind)
 
     def back(self, **parameters: str) -> str | None:
         """Return where the browser goes next: `return_to` with parameters, or None when there is none."""
@@ -88,24 +102,41 @@ def check_return_to(url: str | None, registered: tuple[str, ...], *, exact: bool
         if exact:
             raise ReturnToRequiresExactMatch("return_to is required with code_challenge.")
         return
-    parts = urlsplit(url)
-    suspicious = any(ord(character) <= 32 or ord(character) == 127 for character in url) or "\\" in url
-    if suspicious or parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    if not _is_plain(url):
         raise InvalidReturnTo
-    if any(_same(url, allowed, whole=True) for allowed in registered):
+    if any(_leads_to(url, allowed) for allowed in registered):
         return
     if exact:
         raise ReturnToRequiresExactMatch
-    if parts.fragment or not any(_same(url, allowed, whole=False) for allowed in registered):
+    if "#" in url or not any(_leads_to(_origin(url), _origin(allowed)) for allowed in registered):
         raise InvalidReturnTo
 
 
-def _same(url: str, allowed: str, *, whole: bool) -> bool:
-    if whole and url == allowed:
+def _is_plain(url: str) -> bool:
+    """Say whether every parser reads *url* alike: printable ASCII, http or https, a host, no user information."""
+    if not re.fullmatch(r"[!-~]+", url) or "\\" in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc
+
+
+def _leads_to(url: str, registered: str) -> bool:
+    """Say whether *url* is the registered one; the port of a loopback address is chosen at run time (RFC 8252 §7.3)."""
+    if url == registered:
         return True
-    given, registered = urlsplit(url), urlsplit(allowed)
-    if is_loopback(registered.hostname or "") and given.hostname == registered.hostname:  # RFC 8252 §7.3: any port
-        given = given._replace(netloc=registered.netloc)
-    if whole:
-        return urlunsplit(given) == allowed
-    return (given.scheme, given.netloc) == (registered.scheme, registered.netloc)
+    loopback = is_loopback(urlsplit(registered).hostname or "")
+    return loopback and _without_port(url) == _without_port(registered)
+
+
+def _without_port(url: str) -> str:
+    parts = urlsplit(url)
+    return url if parts.port is None else url.replace(parts.netloc, parts.netloc.rpartition(":")[0], 1)
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"

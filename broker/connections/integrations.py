@@ -258,12 +258,13 @@ class Integrations:
         """Remove a root and end all its connections; the provider is told of each by a job."""
         found = await self.get(caller, slug, ownership)
         async with self._database.transaction() as session:
+            # First, and so under its lock: a flow that is saving now is waited for, and its connection found below.
+            await session.execute("retire_integration", environment_id=found.environment_id, id=found.id)
+            await session.execute("delete_unused_custom_provider", environment_id=found.environment_id, slug=slug)
             position: UUID | None = None
             while chunk := await self._chunk(session, found, position):
                 await self._revoke.end(session, caller, chunk, reason="disconnected", note="integration deleted")
                 position = chunk[-1].id
-            await session.execute("retire_integration", environment_id=found.environment_id, id=found.id)
-            await session.execute("delete_unused_custom_provider", environment_id=found.environment_id, slug=slug)
             await records.record(
                 session, caller, "integration_changed", records.Subject(provider=slug), reason="deleted"
             )

@@ -113,7 +113,7 @@ class Pages:
         name = provider_name or ""
         return self._page("finished", provider=_shown(name, _NAME), tile=_tile(name) if name else None)
 
-    def failed(self, *, code: str, request_id: str | None) -> Page:
+    def failed(self, *, code: str, request_id: str | None, status: int = 400) -> Page:
         """Say why nothing was connected and what to do; a code that is not in the messages gets a general text.
 
         Only our own codes are shown: what a provider sends is the attacker's text (RFC 6749 §4.1.2.1).
@@ -121,7 +121,7 @@ class Pages:
         known = self._text["failed"]["codes"].get(code)
         return self._page(
             "failed",
-            status=400,
+            status=status,
             failure=known or self._text["failed"]["unknown"],
             code=code if known else None,
             request_id=_shown_id(request_id),
@@ -135,29 +135,28 @@ class Pages:
         """Show what runs where, and links as (label, address), to whoever started Penstock for development."""
         return self._page("development", title=title, facts=facts, links=links)
 
+    def redirect(self, to: str) -> Page:
+        """Send the browser on by GET, whatever it came with: after 307 a form's body would go to the next host, too."""
+        headers = {**_headers(secure=self._secure), "Location": to}
+        return Page(303, b"", headers)
+
     def _page(
         self, template: str, *, status: int = 200, form: bool = False, script: str | None = None, **values: object
     ) -> Page:
         nonce = self._random(16)
         body = self._templates.get_template(f"{template}.html").render(nonce=nonce, script=script, **values)
-        return Page(status, body.encode(), _headers(nonce, form=form, script=bool(script), secure=self._secure))
+        own = [f"style-src 'nonce-{nonce}'", "img-src data:", *([f"script-src 'nonce-{nonce}'"] if script else [])]
+        return Page(status, body.encode(), _headers(*own, form=form, secure=self._secure))
 
 
-def _headers(nonce: str, *, form: bool, script: bool, secure: bool) -> Mapping[str, str]:
-    """Return the headers of a page (RFC 9700 §4.2.4 and §4.16).
+def _headers(*sources: str, form: bool = False, secure: bool) -> Mapping[str, str]:
+    """Return the headers of an answer to a browser (RFC 9700 §4.2.4 and §4.16); *sources* is what its page may use.
 
     There is no Cross-Origin-Opener-Policy: any value severs the widget from the tab it opened (pipes-api.md 11.5).
     """
     # form-action is missing on purpose: Chromium (156 still) applies it to the redirects after a post as well, and
     # stops the one to the provider. It does not fall back to default-src.
-    policy = [
-        "default-src 'none'",
-        f"style-src 'nonce-{nonce}'",
-        *([f"script-src 'nonce-{nonce}'"] if script else []),
-        "img-src data:",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    ]
+    policy = ["default-src 'none'", *sources, "base-uri 'none'", "frame-ancestors 'none'"]
     headers = {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": "; ".join(policy),

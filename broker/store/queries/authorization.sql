@@ -1,6 +1,6 @@
 -- columns: request_columns
 -- An authorization request as the flow knows it.
-r.environment_id, r.id, r.integration_id, r.public_state, r.browser_digest, r.caller_type, r.caller_id, r.owner, r.user_id,
+r.environment_id, r.id, r.integration_id, i.slug, r.public_state, r.browser_digest, r.caller_type, r.caller_id, r.owner, r.user_id,
        r.organization_id, r.intent, r.target_id, r.target_epoch, r.account_display_name, r.code_challenge, r.return_to, r.config,
        r.endpoints, r.redirect_uri, r.client_id, r.scopes, r.verifier_ct, r.status, r.code_ct, r.callback, r.error_code, r.created_at,
        r.expires_at
@@ -17,7 +17,7 @@ VALUES (:environment_id, :id, :integration_id, :ticket_digest, :public_state, :c
 -- name: request_by_ticket
 -- The flow that a connect link names; looking does not use it up.
 SELECT {request_columns}, r.expires_at <= now() AS expired
-FROM authorization_request r
+FROM authorization_request r JOIN integration i ON (i.environment_id, i.id) = (r.environment_id, r.integration_id)
 WHERE r.ticket_digest = :ticket_digest;
 
 -- name: send_to_provider
@@ -31,7 +31,9 @@ UPDATE authorization_request
 -- The provider's answer came back: its state works once, whatever happens next.
 UPDATE authorization_request r
    SET status = 'returned', state_digest = NULL
- WHERE r.state_digest = :state_digest AND r.status = 'redirected' AND r.expires_at > now()
+  FROM integration i
+ WHERE (i.environment_id, i.id) = (r.environment_id, r.integration_id) AND r.state_digest = :state_digest
+   AND r.status = 'redirected' AND r.expires_at > now()
 RETURNING {request_columns}, false AS expired;
 
 -- name: hold_code
@@ -45,29 +47,60 @@ UPDATE authorization_request
 -- Finish: the connect code works once, right verifier or wrong.
 UPDATE authorization_request r
    SET status = 'finishing', connect_code_digest = NULL
- WHERE r.connect_code_digest = :connect_code_digest AND r.status = 'returned' AND r.expires_at > now()
-   AND r.environment_id = :environment_id
+  FROM integration i
+ WHERE (i.environment_id, i.id) = (r.environment_id, r.integration_id) AND r.connect_code_digest = :connect_code_digest
+   AND r.status = 'returned' AND r.expires_at > now() AND r.environment_id = :environment_id
 RETURNING {request_columns}, false AS expired;
 
 -- name: settle_request
--- How a flow ended; nothing secret of it stays but held tokens.
+-- How a flow ended; nothing secret of it stays but held tokens, and those for a day.
 UPDATE authorization_request
    SET status = :status, error_code = :error_code, verifier_ct = NULL, verifier_kek_ref = NULL, code_ct = NULL, code_kek_ref = NULL,
        connect_code_digest = NULL, state_digest = NULL, held_ct = :held_ct, held_kek_ref = :held_kek_ref,
+       held_account_id = :held_account_id,
        expires_at = CASE WHEN :held_ct::bytea IS NULL THEN expires_at ELSE now() + interval '24 hours' END
  WHERE environment_id = :environment_id AND id = :id;
 
 -- name: expire_requests
 -- Flows that nobody finished: their sealed codes and verifiers are destroyed. Nothing is to be revoked, nothing was exchanged.
+-- An exchange under way gets two minutes more than it can take.
+WITH late AS (
+    SELECT environment_id, id, status IN ('returned', 'finishing') AS came_back
+      FROM authorization_request
+     WHERE expires_at < now()
+       AND (status IN ('started', 'redirected') OR status = 'returned' AND code_ct IS NOT NULL
+            OR status IN ('returned', 'finishing') AND expires_at < now() - interval '2 minutes')
+       FOR UPDATE SKIP LOCKED
+)
 UPDATE authorization_request r
    SET status = 'expired', error_code = 'authorization_state_expired', verifier_ct = NULL, verifier_kek_ref = NULL, code_ct = NULL,
-       code_kek_ref = NULL, connect_code_digest = NULL, state_digest = NULL, held_ct = NULL, held_kek_ref = NULL
- WHERE r.expires_at < now() AND r.status IN ('started', 'redirected', 'returned', 'finishing')
-RETURNING {request_columns}, true AS expired;
+       code_kek_ref = NULL, connect_code_digest = NULL, state_digest = NULL
+  FROM late, integration i
+ WHERE (r.environment_id, r.id) = (late.environment_id, late.id)
+   AND (i.environment_id, i.id) = (r.environment_id, r.integration_id)
+RETURNING {request_columns}, true AS expired, late.came_back;
+
+-- name: expired_holds
+-- Flows that held another account's tokens for a decision that never came, locked.
+SELECT {request_columns}, true AS expired, r.held_ct, r.held_account_id
+FROM authorization_request r JOIN integration i ON (i.environment_id, i.id) = (r.environment_id, r.integration_id)
+WHERE r.status = 'held' AND r.expires_at < now()
+LIMIT 100
+FOR UPDATE OF r SKIP LOCKED;
 
 -- name: purge_requests
--- Held tokens past their day, and flows that ended long ago.
-WITH forgotten AS (
-    UPDATE authorization_request SET held_ct = NULL, held_kek_ref = NULL WHERE status = 'held' AND held_ct IS NOT NULL AND expires_at < now()
-)
+-- Flows that ended long ago.
 DELETE FROM authorization_request WHERE expires_at < now() - interval '30 days';
+
+-- name: lock_integration_revision
+-- The revision of an integration that people may connect through, kept from changing until the transaction ends.
+SELECT revision FROM integration WHERE environment_id = :environment_id AND id = :id AND enabled FOR SHARE;
+
+-- name: grant_in_use
+-- Whether a working connection lives on a grant: the same client's, for the same account, or where accounts are unknown the same owner.
+SELECT EXISTS (
+    SELECT FROM connection c
+      JOIN integration theirs ON (theirs.environment_id, theirs.id) = (c.environment_id, c.integration_id)
+      JOIN integration ours ON (ours.environment_id, ours.slug, ours.client_id) = (theirs.environment_id, theirs.slug, theirs.client_id)
+     WHERE ours.environment_id = :environment_id AND ours.id = :integration_id AND c.state = 'connected'
+       AND coalesce(c.account_id = :account_id, c.user_key = :user_key AND c.organization_key = :organization_key));

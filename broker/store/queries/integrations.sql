@@ -17,10 +17,10 @@ FROM integration i LEFT JOIN custom_provider p ON (p.environment_id, p.slug) = (
 WHERE i.environment_id = :environment_id AND i.slug = :slug AND i.ownership = :ownership AND i.retired_at IS NULL;
 
 -- name: integration_by_redirect_key
--- The integration that a redirect URI names.
+-- The integration that a redirect URI names, a deleted one too: the flows that come back to it still have to end.
 SELECT {integration_columns}
 FROM integration i LEFT JOIN custom_provider p ON (p.environment_id, p.slug) = (i.environment_id, i.slug)
-WHERE i.redirect_key = :redirect_key AND i.slug = :slug AND i.retired_at IS NULL;
+WHERE i.redirect_key = :redirect_key AND i.slug = :slug;
 
 -- name: integrations
 -- Every integration of an environment, newest first in the order of ids, one page.

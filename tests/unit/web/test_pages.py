@@ -24,6 +24,7 @@ CODES = {
     "invalid_authorization_url", "invalid_client_id", "invalid_data_integration", "missing_access_token",
     "missing_code", "multiple_connections_unavailable", "provider_error", "reauthorization_needed", "target_deleted",
     "unexpected_response_format", "provider_unavailable", "provider_misconfigured", "rate_limit_exceeded",
+    "cross_site_request", "invalid_request", "store_unavailable",
 }
 # fmt: on
 
