@@ -18,6 +18,7 @@ from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
 from broker.errors import DescriptorError, FilterRequired, InvalidRequest, InvalidState, NotFound, VaultError
 from broker.events import outbox
+from broker.oauth.model import ProviderDescriptor
 from broker.store.postgres import Database, Session
 
 CHUNK = 500  # connections changed per transaction
@@ -151,12 +152,19 @@ class Revoke:
         )
 
     async def _revocable(self, session: Session, environment_id: str, integration_id: UUID) -> str:
+        found = await self._descriptor(session, environment_id, integration_id)
+        return "pending" if found is not None else "unsupported"
+
+    async def _descriptor(
+        self, session: Session, environment_id: str, integration_id: UUID
+    ) -> ProviderDescriptor | None:
+        """Return the descriptor of an integration whose provider takes revocations; None when there is no such."""
         wanted = _IntegrationKey(environment_id=environment_id, integration_id=integration_id)
         try:
             descriptor = self._providers.descriptor(await self._providers.by_id(session, wanted))
         except (DescriptorError, InvalidRequest, NotFound):  # nobody knows any more where such a token could go
-            return "unsupported"
-        return "pending" if descriptor.revocation.style != "none" else "unsupported"
+            return None
+        return descriptor if descriptor.revocation.style != "none" else None
 
     # --- credentials that end while their connection lives on -------------------------------------------------------
 
@@ -167,8 +175,6 @@ class Revoke:
             shared = await session.all(
                 Connection, "lock_established_by", environment_id=caller.environment_id, user_id=user_id
             )
-            for connection in shared:
-                await self._hand_over(session, connection)
             if shared:
                 await session.execute(
                     "end_membership", environment_id=caller.environment_id, ids=[c.id for c in shared], reason=reason
@@ -176,6 +182,8 @@ class Revoke:
                 await records.record(session, caller, "state_changed", [c.subject for c in shared], reason=reason)
                 left = [msgspec.structs.replace(c, established_by_user_id=None) for c in shared]
                 await _tell_reauthorization(session, left, reason)
+            for connection in shared:
+                await self._erase(session, connection)
             await session.execute("burn_user_requests", environment_id=caller.environment_id, user_id=user_id)
         return len(shared)
 
@@ -184,20 +192,23 @@ class Revoke:
         async with self._database.transaction() as session:
             withheld = await session.all(Connection, "claim_withheld", withheld_for=WITHHELD_FOR, most=CHUNK)
             for connection in withheld:
-                if connection.state_reason != "revoked":  # that one the provider has ended itself
-                    await self._hand_over(session, connection)
-                await session.execute(
-                    "erase_secrets", environment_id=connection.environment_id, connection_id=connection.id
-                )
+                await self._erase(session, connection)
                 actor = system(connection.environment_id)
                 await records.record(
                     session, actor, "upstream_revocation", connection.subject, reason="withheld_too_long"
                 )
         return len(withheld)
 
-    async def _hand_over(self, session: Session, connection: Connection) -> None:
-        """Queue the revocation of a connection's tokens by a job that holds them."""
-        if await self._revocable(session, connection.environment_id, connection.integration_id) != "pending":
+    async def _erase(self, session: Session, connection: Connection) -> None:
+        """Erase a connection's tokens while it lives on; a job that holds them, sealed, has the provider told."""
+        descriptor = await self._descriptor(session, connection.environment_id, connection.integration_id)
+        ended_there = connection.state == "needs_reauthorization" and connection.state_reason == "revoked"
+        if descriptor is not None and not ended_there:
+            await self._hand_over(session, descriptor, connection)
+        await session.execute("erase_secrets", environment_id=connection.environment_id, connection_id=connection.id)
+
+    async def _hand_over(self, session: Session, descriptor: ProviderDescriptor, connection: Connection) -> None:
+        if await versions.ends_another(session, descriptor, connection):
             return
         try:
             tokens = await versions.current_tokens(session, self._vault, connection)

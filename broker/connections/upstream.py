@@ -15,6 +15,7 @@ from broker.connections.lastrefresh import LastRefresh, LastTokens
 from broker.connections.model import REVOKING_FOR, Connection, Integration, SecretVersion, Tokens
 from broker.connections.providers import Providers
 from broker.connections.vaulted import Vault
+from broker.connections.versions import ends_another
 from broker.errors import BrokerError, StoreUnavailable
 from broker.log import error_type, log, where
 from broker.oauth.http import HttpRequest
@@ -109,6 +110,8 @@ class UpstreamRevocation:
         if doomed.connection is None or not doomed.versions:
             # The sweep erases what has waited for a day, and may be faster than the last attempt.
             return Verdict("failed", "expired") if job.expired else Verdict("unsupported", "nothing_to_revoke")
+        if await ends_another(self._database, descriptor, doomed.connection):
+            return Verdict("unsupported", "grant_in_use")
         for version in tuple(doomed.versions):
             tokens = self._vault.open_tokens(doomed.connection, version)
             if needs_live_access_token(descriptor) and _has_lapsed(doomed.connection, version, tokens):

@@ -10,6 +10,7 @@ from broker import ids
 from broker.connections.model import Connection, SecretVersion, Tokens
 from broker.connections.vaulted import Vault
 from broker.errors import NotFound
+from broker.oauth.model import ProviderDescriptor
 from broker.store.postgres import Database, Session
 
 
@@ -81,4 +82,18 @@ async def revoke_later(
         ct=sealed.blob,
         kek_ref=sealed.kek_ref,
         config=dict(config),
+    )
+
+
+async def ends_another(session: Session | Database, descriptor: ProviderDescriptor, connection: Connection) -> bool:
+    """Say whether revoking a connection's tokens would end another, working one that lives on the same grant."""
+    return descriptor.revocation.effect != "token" and bool(
+        await session.value(
+            "grant_in_use",
+            environment_id=connection.environment_id,
+            integration_id=connection.integration_id,
+            account_id=connection.account_id,
+            user_key=connection.user_id or "",
+            organization_key=connection.organization_id or "",
+        )
     )

@@ -189,16 +189,12 @@ ORDER BY c.id
 FOR UPDATE OF c;
 
 -- name: end_membership
--- Their credentials are erased at once; an organization's admin has to connect again.
-WITH ended AS (
-    UPDATE connection
-       SET state = 'needs_reauthorization', state_reason = :reason, state_cause = 'The member who connected it has left.',
-           state_since = now(), established_by_user_id = NULL, epoch = epoch + 1, fence = fence + 1, lease_holder = NULL,
-           lease_until = '-infinity', refreshable = false, updated_at = now()
-     WHERE environment_id = :environment_id AND id = ANY (:ids::uuid[])
-    RETURNING environment_id, id
-)
-DELETE FROM secret_version s USING ended WHERE (s.environment_id, s.connection_id) = (ended.environment_id, ended.id);
+-- The member who established these has left: an organization's admin has to connect again. Their credentials are erased next.
+UPDATE connection
+   SET state = 'needs_reauthorization', state_reason = :reason, state_cause = 'The member who connected it has left.',
+       state_since = now(), established_by_user_id = NULL, epoch = epoch + 1, fence = fence + 1, lease_holder = NULL,
+       lease_until = '-infinity', refreshable = false, updated_at = now()
+ WHERE environment_id = :environment_id AND id = ANY (:ids::uuid[]);
 
 -- name: burn_user_requests
 -- Flows of a leaving user that are under way: they connect nothing any more, and nothing secret of them stays.
