@@ -12,10 +12,10 @@ from uuid import UUID
 
 from litestar import Litestar
 from litestar.config.app import AppConfig
-from litestar.openapi import OpenAPIConfig
+from litestar.config.cors import CORSConfig
 
-from broker import __version__, ids
-from broker.api import accounts, admin, connect, health, integrations, pipes
+from broker import ids
+from broker.api import accounts, admin, connect, health, integrations, openapi, pipes
 from broker.api.hot import Front
 from broker.api.problems import answer_problem
 from broker.api.requests import LARGEST_BODY
@@ -150,8 +150,13 @@ def _compose(
     )
 
 
-def litestar(handlers: Sequence[Any] = (), lifespan: Sequence[Any] = ()) -> Litestar:
-    """Make the framework's application with every resource; *handlers* are further ones, such as development's."""
+def litestar(
+    handlers: Sequence[Any] = (), lifespan: Sequence[Any] = (), *, allowed_origins: Sequence[str] = ()
+) -> Litestar:
+    """Make the framework's application with every resource; *handlers* are further ones, such as development's.
+
+    Pages of *allowed_origins*, and of no other, may read the answers.
+    """
     everything = [
         *health.HANDLERS,
         *pipes.HANDLERS,
@@ -163,14 +168,31 @@ def litestar(handlers: Sequence[Any] = (), lifespan: Sequence[Any] = ()) -> Lite
     ]
     return Litestar.from_config(
         AppConfig(
-            route_handlers=everything,
+            route_handlers=[*everything, openapi.serving(everything)],
             lifespan=list(lifespan),
             exception_handlers={Exception: answer_problem},
             request_max_body_size=LARGEST_BODY,
-            openapi_config=OpenAPIConfig(title="Penstock", version=__version__, path="/openapi", render_plugins=()),
+            openapi_config=None,
+            cors_config=_cors(allowed_origins) if allowed_origins else None,
             logging_config=None,
             debug=False,
         )
+    )
+
+
+def _cors(origins: Sequence[str]) -> CORSConfig:
+    """Return the rules of pipes-api.md 11.2; without credentials mode, since callers are known by a header."""
+    return CORSConfig(
+        allow_origins=list(origins),
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=[
+            "authorization",
+            "content-type",
+            "workos-widgets-type",
+            "workos-widgets-version",
+            "x-elevated-access-token",
+        ],
+        expose_headers=["X-Request-ID"],
     )
 
 
@@ -196,4 +218,6 @@ def create(
             finally:
                 await chores.stop()
 
-    return Front(litestar(handlers, [running]))
+    return Front(
+        litestar(handlers, [running], allowed_origins=settings.allowed_origins), secure=settings.secure_cookies
+    )

@@ -106,6 +106,12 @@ class InvalidRequest(CallerError):
     """The request is malformed."""
 
 
+class PayloadTooLarge(CallerError):
+    """The request body is larger than 64 KiB; send less."""
+
+    code = "payload_too_large"
+
+
 class UnknownField(CallerError):
     """The request has a field that does not exist."""
 

@@ -2,132 +2,121 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath
 
-from broker.api import schemas
+from broker.api import schemas, views
+from broker.api.openapi import documented
 from broker.api.requests import (
     ApiRequest,
     body_of,
     caller_of,
     once,
     owner_segment,
-    query_flag,
-    query_text,
+    query_of,
     services,
+    slug_segment,
 )
+from broker.api.services import Services
 from broker.callers.model import Caller
 from broker.connections.accounts import Imported, Selector
-from broker.connections.model import Owner
+from broker.connections.model import Integration, Owner
 from broker.connections.wire import ConnectedAccount, connected_account
-from broker.errors import InvalidRequest, MultipleConnectionsUnavailable
+from broker.errors import DescriptorError, InvalidRequest, MultipleConnectionsUnavailable
 
 USER = "/user_management/users/{user_id:str}"
 ORGANIZATION = "/organizations/{organization_id:str}"
 ACCOUNT = "/connected_accounts/{slug:str}"
+TAGS = ["connected accounts"]
 
 
-def _user(request: ApiRequest, user_id: str) -> Owner:
-    return Owner(user_id=owner_segment(user_id), organization_id=query_text(request, "organization_id"))
+def _user(user_id: str, organization_id: str | None) -> Owner:
+    return Owner(user_id=owner_segment(user_id), organization_id=organization_id)
 
 
 def _organization(organization_id: str) -> Owner:
     return Owner(user_id=None, organization_id=owner_segment(organization_id))
 
 
-def _selector(request: ApiRequest, owner: Owner, slug: str) -> Selector:
-    return Selector(
-        slug=slug,
-        owner=owner,
-        connected_account_id=query_text(request, "connected_account_id"),
-        plural=query_flag(request, "supports_multiple_connections"),
-    )
-
-
 # --- what every owner can do ----------------------------------------------------------------------------------------
 
 
-async def _providers_of(request: ApiRequest, owner: Owner) -> dict[str, Any]:
-    caller = await caller_of(request, "connections:read")
-    plural = query_flag(request, "supports_multiple_connections")
+async def _providers_of(
+    request: ApiRequest, caller: Caller, owner: Owner, *, plural: bool
+) -> views.Listing[views.DataProvider]:
     use = services(request)
     connections = await use.accounts.connections_of(caller.environment_id, owner)
-    integrations = await use.integrations.of_ownership(caller.environment_id, owner.ownership)
-    data = [
-        schemas.data_provider(
-            integration,
-            use.providers.descriptor(integration),
-            [connected_account(c) for c in connections if c.integration_id == integration.id],
-            plural=plural,
-        )
-        for integration in integrations
-        if integration.enabled or any(c.integration_id == integration.id for c in connections)
-    ]
-    return {"object": "list", "data": data}
+    data = []
+    for integration in await use.integrations.of_ownership(caller.environment_id, owner.ownership):
+        accounts = [connected_account(c) for c in connections if c.integration_id == integration.id]
+        if integration.enabled or accounts:
+            data.append(views.data_provider(integration, _name(use, integration), accounts, plural=plural))
+    return views.Listing(data=data)
 
 
-async def _get(request: ApiRequest, owner: Owner, slug: str) -> ConnectedAccount:
-    caller = await caller_of(request, "connections:read")
-    found = await services(request).accounts.get(caller.environment_id, _selector(request, owner, slug))
-    return connected_account(found)
+def _name(use: Services, integration: Integration) -> str:
+    try:
+        return use.providers.descriptor(integration).display_name
+    except DescriptorError:  # one descriptor that was taken away must not hide the other providers
+        return integration.slug
 
 
-async def _delete(request: ApiRequest, owner: Owner, slug: str) -> None:
-    caller = await caller_of(request, "connections:write")
-    await services(request).accounts.disconnect(caller, _selector(request, owner, slug))
+async def _get(
+    request: ApiRequest, caller: Caller, owner: Owner, slug: str, query: schemas.AccountQuery
+) -> ConnectedAccount:
+    return connected_account(await services(request).accounts.get(caller.environment_id, _selector(owner, slug, query)))
 
 
-async def _import(request: ApiRequest, owner: Owner, slug: str) -> Response[bytes]:
-    caller = await caller_of(request, "connections:write")
-    body = await body_of(request, schemas.ImportRequest)
+async def _delete(request: ApiRequest, caller: Caller, owner: Owner, slug: str, query: schemas.AccountQuery) -> None:
+    await services(request).accounts.disconnect(caller, _selector(owner, slug, query))
+
+
+def _selector(owner: Owner, slug: str, query: schemas.AccountQuery) -> Selector:
+    return Selector(
+        slug=slug_segment(slug),
+        owner=owner,
+        connected_account_id=query.connected_account_id,
+        plural=query.supports_multiple_connections,
+    )
+
+
+async def _import(
+    request: ApiRequest, caller: Caller, owner: Owner, slug: str, kind: type[schemas.ImportRequest]
+) -> Response[bytes]:
+    body = await body_of(request, kind)
     if body.connection_intent == "add":
         raise MultipleConnectionsUnavailable
-    if body.connection_intent is not None:
-        raise InvalidRequest("connection_intent must be add here.")
-    acting = _acting_user(owner, body)
+    acting = body.user_id if isinstance(body, schemas.OrganizationImportRequest) else None
+    selector = Selector(slug=slug_segment(slug), owner=owner)
 
     async def serve() -> ConnectedAccount:
-        made = await services(request).accounts.import_account(
-            caller, Selector(slug=slug, owner=owner), _imported(body), acting_user_id=acting
-        )
+        made = await services(request).accounts.import_account(caller, selector, _imported(body), acting_user_id=acting)
         return connected_account(made)
 
-    return await once(request, caller, f"import/{owner}/{slug}", 201, serve)
+    return await once(request, caller, f"import/{owner}/{selector.slug}", 201, serve)
 
 
-async def _update(request: ApiRequest, owner: Owner, slug: str) -> ConnectedAccount:
-    caller: Caller = await caller_of(request, "connections:write")
-    body = await body_of(request, schemas.ImportRequest)
-    if body.connection_intent is not None:
-        raise InvalidRequest("connection_intent is part of the query here.")
-    if query_text(request, "connection_intent") not in (None, "reauthorize"):
-        raise InvalidRequest("connection_intent must be reauthorize.")
-    _acting_user(owner, body)
-    changed = await services(request).accounts.update_account(caller, _selector(request, owner, slug), _imported(body))
-    return connected_account(changed)
+async def _update(
+    request: ApiRequest,
+    caller: Caller,
+    owner: Owner,
+    slug: str,
+    query: schemas.UpdateQuery,
+    kind: type[schemas.UpdateRequest],
+) -> ConnectedAccount:
+    if query.connection_intent is not None and query.connected_account_id is None:
+        raise InvalidRequest("connection_intent reauthorize needs connected_account_id.")
+    body = await body_of(request, kind)
+    selector = Selector(slug=slug_segment(slug), owner=owner, connected_account_id=query.connected_account_id)
+    return connected_account(await services(request).accounts.update_account(caller, selector, _imported(body)))
 
 
-def _acting_user(owner: Owner, body: schemas.ImportRequest) -> str | None:
-    """Return who acts: the owner, or the member that an organization's request must name."""
-    if owner.user_id is not None:
-        if body.user_id is not None:
-            raise InvalidRequest("user_id is part of the path here.")
-        return None
-    if body.user_id is None:
-        raise InvalidRequest("user_id is required: the acting member of the organization.")
-    return body.user_id
-
-
-def _imported(body: schemas.ImportRequest) -> Imported:
-    if body.expires_at is not None and body.expires_at.tzinfo is None:
-        raise InvalidRequest("expires_at needs a time zone, such as a final Z.")
+def _imported(body: schemas.UpdateRequest) -> Imported:
     return Imported(
-        access_token=body.access_token or None,
-        refresh_token=body.refresh_token or None,
+        access_token=body.access_token,
+        refresh_token=body.refresh_token,
         expires_at=body.expires_at,
-        scopes=list(body.scopes) if body.scopes is not None else None,
+        scopes=body.scopes,
         state=body.state,
         account_display_name=body.account_display_name,
         account_identifier=body.account_identifier,
@@ -137,81 +126,118 @@ def _imported(body: schemas.ImportRequest) -> Imported:
 # --- users ----------------------------------------------------------------------------------------------------------
 
 
-@get(f"{USER}/data_providers", tags=["connected accounts"])
-async def list_user_data_providers(request: ApiRequest, user_id: FromPath[str]) -> dict[str, Any]:
+@get(f"{USER}/data_providers", tags=TAGS, opt=documented(query=schemas.UserProvidersQuery))
+async def list_user_data_providers(request: ApiRequest, user_id: FromPath[str]) -> views.Listing[views.DataProvider]:
     """List the providers configured here, each with this user's account."""
-    return await _providers_of(request, _user(request, user_id))
+    caller = await caller_of(request, "connections:read")
+    query = query_of(request, schemas.UserProvidersQuery)
+    owner = _user(user_id, query.organization_id)
+    return await _providers_of(request, caller, owner, plural=query.supports_multiple_connections)
 
 
-@get(f"{USER}{ACCOUNT}", tags=["connected accounts"])
+@get(f"{USER}{ACCOUNT}", tags=TAGS, opt=documented(query=schemas.UserAccountQuery))
 async def get_user_connected_account(
     request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]
 ) -> ConnectedAccount:
     """Return a user's connected account."""
-    return await _get(request, _user(request, user_id), slug)
+    caller = await caller_of(request, "connections:read")
+    query = query_of(request, schemas.UserAccountQuery)
+    return await _get(request, caller, _user(user_id, query.organization_id), slug, query)
 
 
-@post(f"{USER}{ACCOUNT}", status_code=201, tags=["connected accounts"])
+@post(
+    f"{USER}{ACCOUNT}",
+    status_code=201,
+    tags=TAGS,
+    opt=documented(body=schemas.ImportRequest, query=schemas.UserImportQuery, answers=[ConnectedAccount]),
+)
 async def create_user_connected_account(
     request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]
 ) -> Response[bytes]:
     """Import tokens that were obtained elsewhere."""
-    return await _import(request, _user(request, user_id), slug)
+    caller = await caller_of(request, "connections:write")
+    query = query_of(request, schemas.UserImportQuery)
+    return await _import(request, caller, _user(user_id, query.organization_id), slug, schemas.ImportRequest)
 
 
-@put(f"{USER}{ACCOUNT}", tags=["connected accounts"])
+@put(f"{USER}{ACCOUNT}", tags=TAGS, opt=documented(body=schemas.UpdateRequest, query=schemas.UserUpdateQuery))
 async def update_user_connected_account(
     request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]
 ) -> ConnectedAccount:
     """Change labels, scopes, state or tokens."""
-    return await _update(request, _user(request, user_id), slug)
+    caller = await caller_of(request, "connections:write")
+    query = query_of(request, schemas.UserUpdateQuery)
+    return await _update(request, caller, _user(user_id, query.organization_id), slug, query, schemas.UpdateRequest)
 
 
-@delete(f"{USER}{ACCOUNT}", status_code=204, tags=["connected accounts"])
+@delete(f"{USER}{ACCOUNT}", status_code=204, tags=TAGS, opt=documented(query=schemas.UserAccountQuery))
 async def delete_user_connected_account(request: ApiRequest, user_id: FromPath[str], slug: FromPath[str]) -> None:
     """Disconnect: unusable at once, revoked at the provider by a job."""
-    await _delete(request, _user(request, user_id), slug)
+    caller = await caller_of(request, "connections:write")
+    query = query_of(request, schemas.UserAccountQuery)
+    await _delete(request, caller, _user(user_id, query.organization_id), slug, query)
 
 
 # --- organizations --------------------------------------------------------------------------------------------------
 
 
-@get(f"{ORGANIZATION}/data_providers", tags=["connected accounts"])
-async def list_organization_data_providers(request: ApiRequest, organization_id: FromPath[str]) -> dict[str, Any]:
+@get(f"{ORGANIZATION}/data_providers", tags=TAGS, opt=documented(query=schemas.ProvidersQuery))
+async def list_organization_data_providers(
+    request: ApiRequest, organization_id: FromPath[str]
+) -> views.Listing[views.DataProvider]:
     """List the organization-owned providers, each with this organization's account."""
-    return await _providers_of(request, _organization(organization_id))
+    caller = await caller_of(request, "connections:read")
+    query = query_of(request, schemas.ProvidersQuery)
+    return await _providers_of(
+        request, caller, _organization(organization_id), plural=query.supports_multiple_connections
+    )
 
 
-@get(f"{ORGANIZATION}{ACCOUNT}", tags=["connected accounts"])
+@get(f"{ORGANIZATION}{ACCOUNT}", tags=TAGS, opt=documented(query=schemas.AccountQuery))
 async def get_organization_connected_account(
     request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
 ) -> ConnectedAccount:
     """Return an organization's connected account."""
-    return await _get(request, _organization(organization_id), slug)
+    caller = await caller_of(request, "connections:read")
+    return await _get(request, caller, _organization(organization_id), slug, query_of(request, schemas.AccountQuery))
 
 
-@post(f"{ORGANIZATION}{ACCOUNT}", status_code=201, tags=["connected accounts"])
+@post(
+    f"{ORGANIZATION}{ACCOUNT}",
+    status_code=201,
+    tags=TAGS,
+    opt=documented(body=schemas.OrganizationImportRequest, query=schemas.Query, answers=[ConnectedAccount]),
+)
 async def create_organization_connected_account(
     request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
 ) -> Response[bytes]:
     """Import tokens as the organization's; `user_id` names the acting member."""
-    return await _import(request, _organization(organization_id), slug)
+    caller = await caller_of(request, "connections:write")
+    query_of(request, schemas.Query)
+    return await _import(request, caller, _organization(organization_id), slug, schemas.OrganizationImportRequest)
 
 
-@put(f"{ORGANIZATION}{ACCOUNT}", tags=["connected accounts"])
+@put(
+    f"{ORGANIZATION}{ACCOUNT}",
+    tags=TAGS,
+    opt=documented(body=schemas.OrganizationUpdateRequest, query=schemas.UpdateQuery),
+)
 async def update_organization_connected_account(
     request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
 ) -> ConnectedAccount:
     """Change labels, scopes, state or tokens; `user_id` names the acting member."""
-    return await _update(request, _organization(organization_id), slug)
+    caller = await caller_of(request, "connections:write")
+    query, owner = query_of(request, schemas.UpdateQuery), _organization(organization_id)
+    return await _update(request, caller, owner, slug, query, schemas.OrganizationUpdateRequest)
 
 
-@delete(f"{ORGANIZATION}{ACCOUNT}", status_code=204, tags=["connected accounts"])
+@delete(f"{ORGANIZATION}{ACCOUNT}", status_code=204, tags=TAGS, opt=documented(query=schemas.AccountQuery))
 async def delete_organization_connected_account(
     request: ApiRequest, organization_id: FromPath[str], slug: FromPath[str]
 ) -> None:
     """Disconnect the organization's account."""
-    await _delete(request, _organization(organization_id), slug)
+    caller = await caller_of(request, "connections:write")
+    await _delete(request, caller, _organization(organization_id), slug, query_of(request, schemas.AccountQuery))
 
 
 HANDLERS = [

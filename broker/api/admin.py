@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from litestar import Response, get, post
 from litestar.params import FromPath
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from broker import ids
 from broker.api.admin_views import connection_view, detailed_view, operation_view
-from broker.api.requests import (
-    ApiRequest,
-    body_of,
-    caller_of,
-    check_owner,
-    once,
-    owner_segment,
-    page,
-    paging_of,
-    query_choice,
-    query_text,
-    services,
-)
-from broker.api.schemas import Note, OwnerId, Request, Text
+from broker.api.openapi import documented
+from broker.api.paging import Paging, page
+from broker.api.requests import ApiRequest, body_of, caller_of, once, owner_segment, query_of, services
+from broker.api.schemas import Note, OwnerId, PageQuery, Request, Slug, Time
+from broker.api.views import Page
 from broker.audit.read import audit_page
 from broker.callers.model import Caller
 from broker.connections.model import State
 from broker.connections.operations import ConnectionFilter, Kind
 from broker.errors import InvalidRequest, NotFound
 
-STATES: tuple[State, ...] = ("connected", "needs_reauthorization", "disconnected")
 AT_ONCE = 20  # chunks done before a bulk operation is answered; the worker does the rest
 
 
@@ -43,11 +32,11 @@ class NoteBody(Request, frozen=True, kw_only=True):
 class FilterBody(Request, frozen=True, kw_only=True):
     """Null is refused but for the organization: a program's missing user must not come to mean everybody."""
 
-    provider: Text | UnsetType = UNSET
+    provider: Slug | UnsetType = UNSET
     user_id: OwnerId | UnsetType = UNSET
     organization_id: OwnerId | UnsetType | None = UNSET
     state: State | UnsetType = UNSET
-    idle_since: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
+    idle_since: Time | UnsetType = UNSET
 
 
 class BulkBody(Request, frozen=True, kw_only=True):
@@ -64,17 +53,27 @@ class EmptyBody(Request, frozen=True, kw_only=True):
     pass
 
 
+class ConnectionsQuery(PageQuery, frozen=True, kw_only=True):
+    """The same filters in a query, where the word `null` says that there is no organization."""
+
+    provider: Slug | None = None
+    user_id: OwnerId | None = None
+    organization_id: OwnerId | None = None
+    state: State | None = None
+    idle_since: Time | None = None
+
+
 # --- connections ----------------------------------------------------------------------------------------------------
 
 
-@get("/admin/connections", tags=["operators"])
-async def list_connections(request: ApiRequest) -> dict[str, Any]:
+@get("/admin/connections", tags=["operators"], opt=documented(query=ConnectionsQuery))
+async def list_connections(request: ApiRequest) -> Page[dict[str, Any]]:
     """List connections, tombstones included; an absent filter does not restrict."""
-    caller, paging = await caller_of(request, "admin"), paging_of(request)
-    chosen = _query_filter(request)
+    caller, query = await caller_of(request, "admin"), query_of(request, ConnectionsQuery)
+    paging = Paging.of(query)
     found = await services(request).directory.page(
         caller.environment_id,
-        chosen,
+        _filter(query),
         after=paging.cursor(ids.CONNECTION),
         ascending=paging.walks_up,
         most=paging.most + 1,
@@ -83,24 +82,15 @@ async def list_connections(request: ApiRequest) -> dict[str, Any]:
     return page(views, [seen.connection.wire_id for seen in found], paging)
 
 
-def _query_filter(request: ApiRequest) -> ConnectionFilter:
-    organization = query_text(request, "organization_id")
-    since = query_text(request, "idle_since")
+def _filter(query: ConnectionsQuery) -> ConnectionFilter:
+    organization: str | UnsetType | None = UNSET if query.organization_id is None else query.organization_id
     return ConnectionFilter(
-        provider=query_text(request, "provider"),
-        user_id=query_text(request, "user_id"),
-        organization_id=UNSET if organization is None else (None if organization == "null" else organization),
-        state=query_choice(request, "state", STATES),
-        idle_since=_time(since) if since else None,
+        provider=query.provider,
+        user_id=query.user_id,
+        organization_id=None if organization == "null" else organization,
+        state=query.state,
+        idle_since=query.idle_since,
     )
-
-
-def _time(text: str) -> datetime:
-    try:
-        at: datetime = msgspec.convert(text, Annotated[datetime, Meta(tz=True)])
-    except msgspec.ValidationError:
-        raise InvalidRequest("idle_since must be an ISO 8601 time with a zone.") from None
-    return at
 
 
 @get("/admin/connections/{connection_id:str}", tags=["operators"])
@@ -117,7 +107,12 @@ def _id(text: str) -> Any:
     return found
 
 
-@post("/admin/connections/{connection_id:str}/reauthorize", status_code=200, tags=["operators"])
+@post(
+    "/admin/connections/{connection_id:str}/reauthorize",
+    status_code=200,
+    tags=["operators"],
+    opt=documented(body=NoteBody),
+)
 async def reauthorize_connection(request: ApiRequest, connection_id: FromPath[str]) -> Response[bytes]:
     """Demand fresh consent; the very next token call is inactive."""
     caller, body = await caller_of(request, "admin"), await body_of(request, NoteBody)
@@ -130,7 +125,9 @@ async def reauthorize_connection(request: ApiRequest, connection_id: FromPath[st
     return await once(request, caller, f"reauthorize/{connection_id}", 200, serve)
 
 
-@post("/admin/connections/{connection_id:str}/revoke", status_code=200, tags=["operators"])
+@post(
+    "/admin/connections/{connection_id:str}/revoke", status_code=200, tags=["operators"], opt=documented(body=NoteBody)
+)
 async def revoke_connection(request: ApiRequest, connection_id: FromPath[str]) -> Response[bytes]:
     """End a connection, here at once and at the provider by a job."""
     caller, body = await caller_of(request, "admin"), await body_of(request, NoteBody)
@@ -146,13 +143,13 @@ async def revoke_connection(request: ApiRequest, connection_id: FromPath[str]) -
 # --- in bulk --------------------------------------------------------------------------------------------------------
 
 
-@post("/admin/reauthorize", status_code=200, tags=["operators"])
+@post("/admin/reauthorize", status_code=200, tags=["operators"], opt=documented(body=BulkBody))
 async def reauthorize_many(request: ApiRequest) -> Response[bytes]:
     """Demand fresh consent of everything a filter selects; a dry run unless `dry_run` is false."""
     return await _bulk(request, "reauthorize")
 
 
-@post("/admin/revoke", status_code=200, tags=["operators"])
+@post("/admin/revoke", status_code=200, tags=["operators"], opt=documented(body=BulkBody))
 async def revoke_many(request: ApiRequest) -> Response[bytes]:
     """End everything a filter selects; a dry run unless `dry_run` is false."""
     return await _bulk(request, "revoke")
@@ -196,12 +193,11 @@ async def get_operation(request: ApiRequest, operation_id: FromPath[str]) -> dic
     return operation_view(operation, operation.kind, upstream=await services(request).revoke.upstream(operation))
 
 
-@post("/admin/users/{user_id:str}/offboard", status_code=202, tags=["operators"])
+@post("/admin/users/{user_id:str}/offboard", status_code=202, tags=["operators"], opt=documented(body=NoteBody))
 async def offboard(request: ApiRequest, user_id: FromPath[str]) -> Response[bytes]:
     """End all connections of a user, in every organization; shared ones they established need a new consent."""
     caller, body = await caller_of(request, "admin"), await body_of(request, NoteBody)
     leaving = owner_segment(user_id)
-    check_owner(leaving, "user_id")
 
     async def serve() -> dict[str, Any]:
         await services(request).revoke.end_membership(caller, leaving)
@@ -213,21 +209,22 @@ async def offboard(request: ApiRequest, user_id: FromPath[str]) -> Response[byte
 # --- audit and keys -------------------------------------------------------------------------------------------------
 
 
-@get("/admin/audit", tags=["operators"])
-async def list_audit(request: ApiRequest) -> dict[str, Any]:
+@get("/admin/audit", tags=["operators"], opt=documented(query=PageQuery))
+async def list_audit(request: ApiRequest) -> Page[dict[str, Any]]:
     """List audit records, newest first."""
-    caller, paging = await caller_of(request, "admin"), paging_of(request)
-    return await audit_page(
+    caller, paging = await caller_of(request, "admin"), Paging.of(query_of(request, PageQuery))
+    found = await audit_page(
         services(request).database,
         caller.environment_id,
         after=paging.after,
         before=paging.before,
         ascending=paging.ascending,
-        most=paging.most,
+        most=paging.most + 1,
     )
+    return page(found, [record["id"] for record in found], paging)
 
 
-@post("/admin/keys/rotate", status_code=200, tags=["operators"])
+@post("/admin/keys/rotate", status_code=200, tags=["operators"], opt=documented(body=RotateBody))
 async def rotate_keys(request: ApiRequest) -> Response[bytes]:
     """Make a new key-encryption key version; new secrets use it at once, old ones stay readable."""
     caller, body = await caller_of(request, "admin"), await body_of(request, RotateBody)
@@ -240,7 +237,7 @@ async def rotate_keys(request: ApiRequest) -> Response[bytes]:
     return await once(request, caller, "keys/rotate", 200, serve)
 
 
-@post("/admin/keys/rewrap", status_code=202, tags=["operators"])
+@post("/admin/keys/rewrap", status_code=202, tags=["operators"], opt=documented(body=EmptyBody))
 async def rewrap_keys(request: ApiRequest) -> Response[bytes]:
     """Bring the wrapped data keys of all stored secrets under the current key; the worker does it, online."""
     caller = await caller_of(request, "admin")

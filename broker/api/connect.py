@@ -32,7 +32,7 @@ def _failure_page(request: ApiRequest, exc: Exception) -> Response[bytes]:
     """Answer what went wrong as a page: whoever reads it has a browser."""
     problem = problem_of(exc)
     pages, request_id = services(request).pages, info_of(request).request_id
-    return _page(pages.failed(code=problem.body["code"], request_id=request_id, status=problem.status))
+    return _page(pages.failed(code=problem.body.code, request_id=request_id, status=problem.status))
 
 
 BROWSER: dict[str, Any] = {"include_in_schema": False, "exception_handlers": {Exception: _failure_page}}

@@ -1,31 +1,39 @@
-"""Wire shapes of the Pipes contract: strict requests, complete answers. The section of pipes-api.md stands at each."""
+"""What callers send under the Pipes contract: strict bodies and queries. The section of pipes-api.md stands at each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from broker.connections.access import Inactive, IssuedToken, TokenQuery
-from broker.connections.model import Integration
-from broker.connections.wire import ConnectedAccount, timestamp
-from broker.ids import CONNECTION, to_wire
-from broker.oauth.custom import CustomProvider
-from broker.oauth.model import ProviderDescriptor
+from broker.connections.access import TokenQuery
+from broker.connections.model import Ownership
 from broker.secret import Secret
 
-OwnerId = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
-Text = Annotated[str, Meta(max_length=500, pattern=r"^[^\x00]*$")]
-Purpose = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$")]
-Note = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$")]
-ConnectionOwner = Literal["user", "organization"]
+NO_NUL = r"^[^\x00]*$"
+OwnerId = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_NUL)]
+Slug = Annotated[str, Meta(min_length=1, max_length=64, pattern=NO_NUL)]
+Cursor = Annotated[str, Meta(min_length=1, max_length=64, pattern=NO_NUL)]
+Text = Annotated[str, Meta(max_length=500, pattern=NO_NUL)]
+Url = Annotated[str, Meta(max_length=2048, pattern=NO_NUL)]
+ClientId = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"^[ -~]*$")]  # RFC 6749 Appendix A.1
+Purpose = Annotated[str, Meta(max_length=200, pattern=NO_NUL)]
+Note = Annotated[str, Meta(max_length=200, pattern=NO_NUL)]
+# With the zone that Python's and Node's clients always write: a local time would mean something else on each machine.
+Time = Annotated[datetime, Meta(tz=True)]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request body; an unknown field is refused by name (14.1)."""
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The query of a request; as it is, for a route that takes none. An unknown parameter is refused as a field is:
+
+    a misspelt `organization_id` would otherwise mean the connection without organization.
+    """
 
 
 # --- tokens (4, 14) -------------------------------------------------------------------------------------------------
@@ -37,7 +45,7 @@ class TokenRequest(Request, frozen=True, kw_only=True):
     user_id: OwnerId
     organization_id: OwnerId | None = None
     connected_account_id: Text | None = None
-    connection_owner: ConnectionOwner = "user"
+    connection_owner: Ownership = "user"
     supports_multiple_connections: bool | None = None
     min_ttl: Annotated[int, Meta(ge=0, le=3600)] = 0
     rejected_token_id: Text | None = None
@@ -61,112 +69,16 @@ class TokenRequest(Request, frozen=True, kw_only=True):
         )
 
 
-class Account(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    name: str | None
-
-
-class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
-    object: Literal["access_token"] = "access_token"
-    access_token: str
-    expires_at: str | None
-    scopes: list[str]
-    missing_scopes: list[str]
-    token_type: str
-    token_id: str
-    connection_id: str
-    expires_in: int | None
-    instance_url: str | None
-    metadata: dict[str, str]
-    account: Account | None
-    degraded: bool
-
-
-class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    active: Literal[True] = True
-    access_token: AccessToken
-
-
-class Credential(msgspec.Struct, frozen=True, kw_only=True):
-    object: Literal["credential"] = "credential"
-    auth_method: Literal["oauth"] = "oauth"
-    value: str
-    expires_at: str | None
-    scopes: list[str]
-    missing_scopes: list[str]
-    metadata: dict[str, str]
-    config: dict[str, str]
-    token_type: str
-    token_id: str
-    connection_id: str
-    expires_in: int | None
-    instance_url: str | None
-    account: Account | None
-    degraded: bool
-
-
-class CredentialAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    active: Literal[True] = True
-    credential: Credential
-
-
-class InactiveAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    active: Literal[False] = False
-    error: Literal["not_installed", "needs_reauthorization"]
-    reason: str
-    since: str | None
-    connection_id: str | None
-
-
-def token_answer(issued: IssuedToken | Inactive) -> TokenAnswer | InactiveAnswer:
-    """Show what `/token` found."""
-    if isinstance(issued, Inactive):
-        return inactive_answer(issued)
-    return TokenAnswer(access_token=AccessToken(access_token=issued.access_token.reveal(), **_shared(issued)))
-
-
-def credential_answer(issued: IssuedToken | Inactive) -> CredentialAnswer | InactiveAnswer:
-    """Show what `/credentials` found."""
-    if isinstance(issued, Inactive):
-        return inactive_answer(issued)
-    credential = Credential(value=issued.access_token.reveal(), config=issued.config, **_shared(issued))
-    return CredentialAnswer(credential=credential)
-
-
-def _shared(issued: IssuedToken) -> dict[str, Any]:
-    account = Account(id=issued.account_id, name=issued.account_name) if issued.account_id else None
-    return {
-        "expires_at": timestamp(issued.expires_at) if issued.expires_at else None,
-        "scopes": issued.scopes,
-        "missing_scopes": issued.missing_scopes,
-        "token_type": issued.token_type,
-        "token_id": issued.token_id,
-        "connection_id": to_wire(CONNECTION, issued.connection_id),
-        "expires_in": issued.expires_in,
-        "instance_url": issued.instance_url,
-        "metadata": issued.metadata,
-        "account": account,
-        "degraded": issued.degraded,
-    }
-
-
-def inactive_answer(inactive: Inactive) -> InactiveAnswer:
-    return InactiveAnswer(
-        error=inactive.error,
-        reason=inactive.reason,
-        since=timestamp(inactive.since) if inactive.since else None,
-        connection_id=to_wire(CONNECTION, inactive.connection_id) if inactive.connection_id else None,
-    )
-
-
 # --- connecting (5) -------------------------------------------------------------------------------------------------
 
 
 class AuthorizeRequest(Request, frozen=True, kw_only=True):
+    """`POST /data-integrations/{slug}/authorize`."""
+
     user_id: OwnerId
     organization_id: OwnerId | None = None
-    connection_owner: ConnectionOwner = "user"
-    return_to: Annotated[str, Meta(max_length=2000)] | None = None
+    connection_owner: Ownership = "user"
+    return_to: Url | None = None
     code_challenge: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{43}$")] | None = None
     code_challenge_method: Literal["S256"] | None = None
     config: dict[str, Text] | None = None
@@ -175,86 +87,111 @@ class AuthorizeRequest(Request, frozen=True, kw_only=True):
     account_display_name: Text | None = None
 
 
-class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    url: str
-    state: str
-    completion: Literal["finish_required"] | UnsetType = UNSET
-
-
 class FinishRequest(Request, frozen=True, kw_only=True):
+    """`POST /data-integrations/finish`."""
+
     connect_code: Text
-    code_verifier: Annotated[str, Meta(max_length=512)]
+    code_verifier: Text
     state: Text | None = None
-
-
-class FinishAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    connected_account: ConnectedAccount
 
 
 # --- connected accounts (6, 7) --------------------------------------------------------------------------------------
 
 
-class ImportRequest(Request, frozen=True, kw_only=True):
-    """`POST` and `PUT …/connected_accounts/{slug}`; organization-owned ones name the acting member besides."""
+class ProvidersQuery(Query, frozen=True, kw_only=True):
+    """`GET …/data_providers` of an organization."""
+
+    supports_multiple_connections: bool = False
+
+
+class UserProvidersQuery(ProvidersQuery, frozen=True, kw_only=True):
+    """`GET …/data_providers` of a user."""
+
+    organization_id: OwnerId | None = None
+
+
+class AccountQuery(Query, frozen=True, kw_only=True):
+    """`GET` and `DELETE …/connected_accounts/{slug}` of an organization."""
+
+    connected_account_id: Text | None = None
+    supports_multiple_connections: bool = False
+
+
+class UserAccountQuery(AccountQuery, frozen=True, kw_only=True):
+    """`GET` and `DELETE …/connected_accounts/{slug}` of a user."""
+
+    organization_id: OwnerId | None = None
+
+
+class UserImportQuery(Query, frozen=True, kw_only=True):
+    """`POST …/connected_accounts/{slug}` of a user."""
+
+    organization_id: OwnerId | None = None
+
+
+class UpdateQuery(AccountQuery, frozen=True, kw_only=True):
+    """`PUT …/connected_accounts/{slug}` of an organization; `supports_multiple_connections` has no effect."""
+
+    connection_intent: Literal["reauthorize"] | None = None
+
+
+class UserUpdateQuery(UpdateQuery, frozen=True, kw_only=True):
+    """`PUT …/connected_accounts/{slug}` of a user."""
+
+    organization_id: OwnerId | None = None
+
+
+class UpdateRequest(Request, frozen=True, kw_only=True):
+    """`PUT …/connected_accounts/{slug}` of a user."""
 
     access_token: Secret | None = None
     refresh_token: Secret | None = None
-    expires_at: datetime | None = None
+    expires_at: Time | None = None
     scopes: list[Text] | None = None
     state: Literal["connected", "needs_reauthorization"] | None = None
-    connection_intent: Literal["add", "reauthorize"] | None = None
     account_display_name: Text | UnsetType | None = UNSET
     account_identifier: Text | UnsetType | None = UNSET
-    user_id: OwnerId | None = None
 
 
-class DataProvider(msgspec.Struct, frozen=True, kw_only=True):
-    object: Literal["data_provider"] = "data_provider"
-    id: str
-    name: str
-    description: str | None
-    slug: str
-    integration_type: str
-    credentials_type: str
-    scopes: list[str] | None
-    connection_owner: ConnectionOwner
-    ownership: str
-    auth_methods: list[str]
-    created_at: str
-    updated_at: str
-    connected_account: ConnectedAccount | None
-    connected_accounts: list[ConnectedAccount]
+class ImportRequest(UpdateRequest, frozen=True, kw_only=True):
+    """`POST …/connected_accounts/{slug}` of a user."""
+
+    connection_intent: Literal["add"] | None = None
 
 
-def data_provider(
-    integration: Integration, descriptor: ProviderDescriptor, accounts: list[ConnectedAccount], *, plural: bool
-) -> DataProvider:
-    """Show an integration with one owner's accounts; without the plural contract just the compatibility one."""
-    compatible = [account for account in accounts if account.connection_role == "compatibility"]
-    return DataProvider(
-        id=integration.wire_id,
-        name=descriptor.display_name,
-        description=integration.description,
-        slug=integration.slug,
-        integration_type=integration.slug,
-        credentials_type=integration.credentials_type or "custom",
-        scopes=integration.scopes,
-        connection_owner=integration.ownership,
-        ownership="userland_user" if integration.ownership == "user" else "organization",
-        auth_methods=integration.auth_methods,
-        created_at=timestamp(integration.created_at),
-        updated_at=timestamp(integration.updated_at),
-        connected_account=compatible[0] if compatible else None,
-        connected_accounts=accounts if plural else compatible,
-    )
+class OrganizationUpdateRequest(UpdateRequest, frozen=True, kw_only=True):
+    """`PUT …/connected_accounts/{slug}` of an organization; `user_id` is the acting member (6.3)."""
+
+    user_id: OwnerId
+
+
+class OrganizationImportRequest(ImportRequest, frozen=True, kw_only=True):
+    """`POST …/connected_accounts/{slug}` of an organization; `user_id` is the acting member (6.3)."""
+
+    user_id: OwnerId
 
 
 # --- data integrations (9) ------------------------------------------------------------------------------------------
 
 
+class PageQuery(Query, frozen=True, kw_only=True):
+    """Where a list goes on (1.4)."""
+
+    limit: Annotated[int, Meta(ge=1, le=100)] = 10
+    before: Cursor | None = None
+    after: Cursor | None = None
+    order: Literal["asc", "desc", "normal"] = "desc"
+
+
+class IntegrationsQuery(PageQuery, frozen=True, kw_only=True):
+    """`GET /data-integrations`."""
+
+    ownership: Ownership | None = None
+
+
 class CredentialsBody(Request, frozen=True, kw_only=True):
     type: Literal["custom", "organization"]
-    client_id: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    client_id: ClientId | None = None
     client_secret: Secret | None = None
 
 
@@ -268,11 +205,11 @@ class CustomProviderBody(Request, frozen=True, kw_only=True):
     """Eleven fields; on an update only those given change. Python sends `refresh_token_url: null` unasked (9.2)."""
 
     name: Text | UnsetType = UNSET
-    authorization_url: Text | UnsetType | None = UNSET
-    token_url: Text | UnsetType | None = UNSET
-    refresh_token_url: Text | UnsetType | None = UNSET
+    authorization_url: Url | UnsetType | None = UNSET
+    token_url: Url | UnsetType | None = UNSET
+    refresh_token_url: Url | UnsetType | None = UNSET
     pkce_enabled: bool | UnsetType = UNSET
-    request_scope_separator: str | UnsetType = UNSET
+    request_scope_separator: Text | UnsetType = UNSET
     scopes_required: bool | UnsetType = UNSET
     client_secret_required: bool | UnsetType = UNSET
     additional_authorization_parameters: dict[str, Text] | UnsetType = UNSET
@@ -284,8 +221,10 @@ class CustomProviderBody(Request, frozen=True, kw_only=True):
 
 
 class CreateIntegration(Request, frozen=True, kw_only=True):
-    provider: Annotated[str, Meta(min_length=1, max_length=64)]
-    ownership: ConnectionOwner = "user"
+    """`POST /data-integrations`."""
+
+    provider: Slug
+    ownership: Ownership = "user"
     description: Text | None = None
     enabled: bool | None = None
     scopes: list[Text] | None = None
@@ -297,6 +236,8 @@ class CreateIntegration(Request, frozen=True, kw_only=True):
 
 
 class UpdateIntegration(Request, frozen=True, kw_only=True):
+    """`PUT /data-integrations/{slug}` and `…/organization`; what is absent stays."""
+
     description: Text | UnsetType | None = UNSET
     enabled: bool | UnsetType | None = UNSET
     scopes: list[Text] | UnsetType | None = UNSET
@@ -304,59 +245,3 @@ class UpdateIntegration(Request, frozen=True, kw_only=True):
     credentials: CredentialsBody | UnsetType | None = UNSET
     api_key: ApiKeyBody | UnsetType | None = UNSET
     custom_provider: CustomProviderBody | UnsetType | None = UNSET
-
-
-class ShownCredentials(msgspec.Struct, frozen=True, kw_only=True):
-    type: str
-    client_id: str | None
-    redacted_client_secret: str | None
-
-
-class DataIntegration(msgspec.Struct, frozen=True, kw_only=True):
-    object: Literal["data_integration"] = "data_integration"
-    id: str
-    slug: str
-    integration_type: str
-    ownership: ConnectionOwner
-    description: str | None
-    enabled: bool
-    state: str
-    scopes: list[str] | None
-    redirect_uri: str
-    auth_methods: list[str]
-    credentials: ShownCredentials | None
-    installation: None = None
-    config: dict[str, str]
-    custom_provider: Mapping[str, Any] | None
-    created_at: str
-    updated_at: str
-
-
-def data_integration(integration: Integration, redirect_uri: str) -> DataIntegration:
-    """Show an integration; of its client secret at most the last four characters."""
-    custom = integration.custom_provider
-    if custom is not None:
-        custom = msgspec.to_builtins(msgspec.convert(custom, CustomProvider))
-    credentials = None
-    if integration.credentials_type is not None:
-        last4 = integration.client_secret_last4
-        credentials = ShownCredentials(
-            type=integration.credentials_type, client_id=integration.client_id, redacted_client_secret=last4
-        )
-    return DataIntegration(
-        id=integration.wire_id,
-        slug=integration.slug,
-        integration_type="custom" if custom is not None else integration.slug,
-        ownership=integration.ownership,
-        description=integration.description,
-        enabled=integration.enabled,
-        state=integration.state,
-        scopes=integration.scopes,
-        redirect_uri=redirect_uri,
-        auth_methods=integration.auth_methods,
-        credentials=credentials,
-        config=integration.config,
-        custom_provider=custom,
-        created_at=timestamp(integration.created_at),
-        updated_at=timestamp(integration.updated_at),
-    )

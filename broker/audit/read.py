@@ -50,8 +50,8 @@ def sequence_of(cursor: str | None) -> int | None:
 
 async def audit_page(
     database: Database, environment_id: str, *, after: str | None, before: str | None, ascending: bool, most: int
-) -> dict[str, Any]:
-    """Return one page of records, newest first unless *ascending*."""
+) -> list[dict[str, Any]]:
+    """Return up to *most* records behind *after* or before *before*, in the order of that walk."""
     further, nearer = sequence_of(after), sequence_of(before)
     low, high = (further, nearer) if ascending else (nearer, further)
     upward = ascending is (before is None)  # walking back from `before` goes against the order
@@ -63,20 +63,9 @@ async def audit_page(
         before_seq=_LAST if high is None else high,
         connection_id=None,
         user_id=None,
-        most=most + 1,
+        most=most,
     )
-    more, found = len(found) > most, found[:most]
-    if before is not None:
-        found.reverse()
-    data = [shown(record) for record in found]
-    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    forward = more if before is None else True
-    backward = after is not None if before is None else more
-    return {
-        "object": "list",
-        "data": data,
-        "list_metadata": {"before": first if backward else None, "after": last if forward else None},
-    }
+    return [shown(record) for record in found]
 
 
 async def export(

@@ -35,12 +35,13 @@ class Idempotency:
         self, caller: Caller, route: str, key: str | None, body: bytes, serve: Callable[[], Awaitable[Answer]]
     ) -> Answer:
         """Run *serve*, or return what it answered before; raise `IdempotencyKeyConflict` for another body."""
-        if key is None:
+        if not key:
             return await serve()
         place = {
             "environment_id": caller.environment_id,
             "caller_id": caller.actor_id or "",
-            "route": route,
+            # A route names owners, which may be longer than an index entry.
+            "route": hashlib.sha256(route.encode()).hexdigest(),
             "key_digest": hashlib.sha256(key.encode()).digest(),
         }
         body_digest = hashlib.sha256(body).digest()

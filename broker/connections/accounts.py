@@ -32,6 +32,7 @@ from broker.errors import (
     AuthMethodMismatch,
     ConnectedAccountNotFound,
     InvalidRefreshToken,
+    InvalidRequest,
     InvalidState,
     InvalidTokenCombination,
     NotFound,
@@ -39,6 +40,7 @@ from broker.errors import (
     ProviderUnavailable,
 )
 from broker.events import outbox
+from broker.oauth.lifetime import LONGEST_LIFETIME
 from broker.oauth.model import TokenOutcome, TokenSet
 from broker.oauth.token import outcome_of, refresh_request
 from broker.secret import Secret
@@ -191,10 +193,10 @@ class Accounts:
         if found.state_reason == "operator_forced" and (given.brings_tokens or given.state == "connected"):
             raise InvalidState("An operator demanded fresh consent; the person has to authorize again.")
         integration = await self._providers.by_id(self._database, found)
-        if not given.brings_tokens:
-            return await self._relabel(caller, found, given)
         held = await versions.current_tokens(self._database, self._vault, found)
         _check_combination(given, held=held)
+        if not given.brings_tokens:
+            return await self._relabel(caller, found, given)
         sent_at = datetime.now(UTC)
         tokens, answer, state = await self._obtained(integration, given, found.config, held=held)
         async with self._database.transaction() as session:
@@ -228,7 +230,8 @@ class Accounts:
 
     async def _relabel(self, caller: Caller, found: Connection, given: Imported) -> Connection:
         state: State = given.state or found.state
-        if state == "connected" and found.state != "connected" and found.at_exp is not None and not found.refreshable:
+        ended = found.at_exp is not None and found.at_exp <= datetime.now(UTC) and not found.refreshable
+        if state == "connected" and found.state != "connected" and ended:
             raise InvalidTokenCombination("The stored token has ended and cannot be renewed; bring new tokens.")
         reason = found.state_reason if state == found.state else None
         if state == "needs_reauthorization" and reason is None:
@@ -349,6 +352,8 @@ class Accounts:
 
 
 def _check_combination(given: Imported, *, held: Tokens | None = None) -> None:
+    if given.expires_at is not None and given.expires_at - datetime.now(UTC) > LONGEST_LIFETIME:
+        raise InvalidRequest("expires_at is over twenty years ahead; leave it out for a token that does not expire.")
     renewable = given.refresh_token is not None or (held is not None and held.refresh_token is not None)
     if given.expires_at is not None and given.access_token is None:
         raise InvalidTokenCombination("expires_at belongs to an access_token; send both.")

@@ -220,6 +220,8 @@ class Integrations:
     ) -> Credentials:
         if change.credentials is not UNSET and change.credentials is not None:
             given = change.credentials
+            if given.type == "organization":
+                return _checked_credentials(descriptor, given)
             kept = None if moved or given.client_secret else self._vault.open_client_secret(found)
             merged = Credentials(
                 type=given.type,
