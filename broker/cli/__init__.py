@@ -1,1 +1,1 @@
-"""The penstock command."""
+"""The penstock command, one file per group; each calls the use-cases that the API calls."""
