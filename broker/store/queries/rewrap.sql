@@ -8,6 +8,20 @@ SELECT (SELECT count(*) FROM secret_version WHERE kek_ref <> :primary)
      + (SELECT count(*) FROM revocation_job WHERE kek_ref <> :primary)
      + (SELECT count(*) FROM integration WHERE client_secret_kek_ref <> :primary);
 
+-- name: blobs_by_key_version
+-- How many blobs need each key version, so that none is destroyed too early.
+SELECT kek_ref, count(*) AS blobs
+FROM (SELECT kek_ref FROM secret_version
+      UNION ALL SELECT kek_ref FROM receipt
+      UNION ALL SELECT code_kek_ref FROM authorization_request
+      UNION ALL SELECT verifier_kek_ref FROM authorization_request
+      UNION ALL SELECT held_kek_ref FROM authorization_request
+      UNION ALL SELECT kek_ref FROM revocation_job
+      UNION ALL SELECT client_secret_kek_ref FROM integration) AS blob
+WHERE kek_ref IS NOT NULL
+GROUP BY kek_ref
+ORDER BY kek_ref;
+
 -- name: stale_secret_version
 -- The next token sets under an older key version, in the order of the primary key, held until the transaction ends.
 SELECT environment_id, connection_id AS row_id, version_no, fence, ct, kek_ref

@@ -1,0 +1,3 @@
+-- name: server_facts
+-- Which PostgreSQL this is and what its clock says.
+SELECT current_setting('server_version_num')::int / 10000 AS version, clock_timestamp() AS at;
