@@ -1,0 +1,52 @@
+"""The page at "/" of `penstock dev`: what runs where, and links to connect the demo's people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Response, get
+
+from broker.api.requests import ApiRequest, info_of, services
+from broker.api.services import Services
+from broker.callers.model import Caller
+from broker.connections.authorize import Start
+from broker.connections.model import Integration, Owner
+
+
+def handlers(environment_id: str, people: Sequence[str]) -> list[Any]:
+    """Return the routes that only a development server has."""
+
+    @get("/", include_in_schema=False)
+    async def console(request: ApiRequest) -> Response[bytes]:
+        """Show fresh connect links. Making one sends nothing anywhere, and opening it asks before anything happens."""
+        use = services(request)
+        caller = Caller(environment_id=environment_id, actor_type="operator", request=info_of(request))
+        ready = [each for each in await use.integrations.of_ownership(environment_id, "user") if each.enabled]
+        page = use.pages.development(
+            title="Penstock for development",
+            facts=[
+                ("API", use.settings.public_url),
+                ("Environment", environment_id),
+                *(("Emulated providers", origin) for origin in sorted(set(use.settings.provider_hosts.values()))),
+                *[(person, await _connected(use, environment_id, person)) for person in people],
+                ("Metrics", f"{use.settings.public_url}/metrics"),
+                ("OpenAPI", f"{use.settings.public_url}/openapi.json"),
+            ],
+            links=[await connect_link(use, caller, each, person) for person in people for each in ready],
+        )
+        return Response(page.body, status_code=page.status, headers=dict(page.headers), media_type="text/html")
+
+    return [console]
+
+
+async def connect_link(use: Services, caller: Caller, integration: Integration, person: str) -> tuple[str, str]:
+    """Begin a flow; return what its link does, and the link, which works once within ten minutes."""
+    started = await use.authorize.start(caller, Start(slug=integration.slug, user_id=person))
+    label = f"Connect {use.providers.descriptor(integration).display_name} for {person}"
+    return label, f"{use.settings.public_url}/data-integrations/{started.ticket}/authorize-redirect"
+
+
+async def _connected(use: Services, environment_id: str, person: str) -> str:
+    found = await use.accounts.connections_of(environment_id, Owner(user_id=person))
+    return ", ".join(f"{each.slug} {each.state}" for each in found) or "nothing connected"
