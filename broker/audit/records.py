@@ -41,6 +41,7 @@ TIMELINE = (
     "connected",
     "imported",
     "reauthorized",
+    "connect_held",
     "token_issued",
     "refreshed",
     "state_changed",

@@ -21,6 +21,7 @@ from broker.connections.vaulted import Vault
 from broker.errors import (
     BindingFailed,
     ConnectFailed,
+    DescriptorError,
     InvalidConnectCode,
     InvalidRequest,
 )
@@ -89,11 +90,17 @@ class Complete:
 
     async def _claim(self, addressed: Integration, query: bytes) -> AuthorizationRequest:
         """Use the state up, in one statement; raise when it is unknown, used, expired, missing or sent twice."""
-        state = state_of_query(query, self._providers.descriptor(addressed).quirks.callback_state_param)
+        state = state_of_query(query, self._state_param(addressed))
         request = await self._database.one(AuthorizationRequest, "claim_state", state_digest=digest(state))
         if request is None:
             raise ConnectFailed("authorization_state_expired", "The state is unknown, used or expired.")
         return request
+
+    def _state_param(self, addressed: Integration) -> str:
+        try:
+            return self._providers.descriptor(addressed).quirks.callback_state_param
+        except DescriptorError:  # deleted with its definition; a custom provider calls it as RFC 6749 does
+            return "state"
 
     async def _granted(self, request: AuthorizationRequest, query: bytes) -> Grant:
         """Read the answer; raise `ConnectFailed` for one that grants nothing or comes from another issuer."""

@@ -15,7 +15,7 @@ from broker.connections.vaulted import Vault
 from broker.errors import ConnectFailed, EgressRefused
 from broker.oauth.account import Enrichment, enrich
 from broker.oauth.http import HttpResponse
-from broker.oauth.model import ProviderAccount, TokenSet
+from broker.oauth.model import ProviderAccount, TokenOutcome, TokenSet
 from broker.oauth.token import code_request, outcome_of
 from broker.outbound import SendFailed
 from broker.secret import Secret
@@ -23,8 +23,14 @@ from broker.secret import Secret
 # Somebody waits for the answer, in a browser or in an SDK that gives up after 60 s; a look-up may follow.
 EXCHANGE_DEADLINE = timedelta(seconds=40)
 
-# What each outcome of the code exchange is called towards the application (pipes-api.md 5.3).
-_EXCHANGE_ERRORS = {
+# What a code exchange without tokens is called towards the application (pipes-api.md 5.3): first by what we found wrong
+# with the answer ourselves, then by how the provider refused.
+_OUR_FINDINGS = {
+    "missing_access_token": "missing_access_token",
+    "unexpected_response_format": "unexpected_response_format",
+    "unsupported_token_type": "unexpected_response_format",
+}
+_REFUSALS = {
     "client_fault": "invalid_client_id",
     "denied": "provider_error",
     "in_doubt": "unexpected_response_format",
@@ -95,13 +101,8 @@ class CodeExchange:
             kind="code",
             now=datetime.now(UTC),
         )
-        if outcome.kind != "ok" or outcome.tokens is None:
-            code = "unexpected_response_format" if outcome.error == "unexpected_response_format" else None
-            raise ConnectFailed(
-                code or _EXCHANGE_ERRORS.get(outcome.kind, "authorization_code_exchange_error"),
-                "The provider did not give tokens for the authorization code.",
-                provider_error=outcome.error,
-            )
+        if outcome.tokens is None:
+            raise _without_tokens(outcome)
         return Answered(response=response, tokens=outcome.tokens, sent_at=sent_at)
 
     async def complete(self, grant: Grant, answered: Answered) -> Received:
@@ -141,6 +142,17 @@ class CodeExchange:
         if request.verifier_ct is None:
             return None
         return Secret(self._vault.open(request.place(self._vault, "pkce_verifier"), request.verifier_ct).decode())
+
+
+def _without_tokens(outcome: TokenOutcome) -> ConnectFailed:
+    found = _OUR_FINDINGS.get(outcome.error or "")
+    if found is not None:
+        return ConnectFailed(found, "The provider's answer to the authorization code cannot be used.")
+    return ConnectFailed(
+        _REFUSALS.get(outcome.kind, "authorization_code_exchange_error"),
+        "The provider did not give tokens for the authorization code.",
+        provider_error=outcome.error,
+    )
 
 
 def held_tokens(answer: TokenSet, metadata: dict[str, str]) -> Tokens:

@@ -114,9 +114,9 @@ def outcome_of(
 ) -> TokenOutcome:
     """Return what an answer of the token endpoint comes to: the body decides first, then the status. Never raises.
 
-    What cannot be read, or has no token, is "in_doubt": the provider may have acted. A success whose `[metadata]` is
-    missing or not allowed is "unknown" with the error `unexpected_response_format`, and one whose token type needs a
-    key is "unknown" with `unsupported_token_type`: neither may be used.
+    What cannot be read, or has no token (`missing_access_token`), is "in_doubt": the provider may have acted. A success
+    whose `[metadata]` is missing or not allowed is "unknown" with the error `unexpected_response_format`, and one whose
+    token type needs a key is "unknown" with `unsupported_token_type`: neither may be used.
     """
     if not response.complete:
         return TokenOutcome(kind="in_doubt")
@@ -133,7 +133,7 @@ def outcome_of(
     try:
         tokens = token_set(descriptor, response, members, requested_scopes=requested_scopes, kind=kind, now=now)
     except NoTokens:
-        return TokenOutcome(kind="in_doubt")
+        return TokenOutcome(kind="in_doubt", error="missing_access_token")
     except UnknownTokenType:
         return TokenOutcome(kind="unknown", error="unsupported_token_type")
     except MetadataRefused:
