@@ -11,12 +11,13 @@ import msgspec
 
 from broker import ids
 from broker.audit import records
-from broker.callers.model import Caller, RequestInfo, system
+from broker.callers.model import Caller, RequestInfo
 from broker.connections.model import Connection, Owner, Ownership, Tokens
 from broker.connections.providers import Providers
 from broker.connections.settle import condemn_connection
 from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
 from broker.connections.vaulted import Vault
+from broker.connections.versions import note_unreadable
 from broker.errors import (
     AccountMismatch,
     AccountSelectionRequired,
@@ -30,7 +31,6 @@ from broker.errors import (
     Unauthorized,
     VaultError,
 )
-from broker.log import log
 from broker.oauth.model import ProviderDescriptor
 from broker.secret import Secret
 from broker.store.handout import Ask, HandOuts, Held
@@ -299,16 +299,7 @@ class TokenAccess:
         try:
             return Tokens.of(self._vault.open(place, held.ct or b""))
         except VaultError as exc:
-            log.error("secret_unreadable", connection_id=str(key.connection_id), version=held.version)
-            async with self._database.transaction() as session:
-                await records.record(
-                    session,
-                    system(key.environment_id),
-                    "secret_unreadable",
-                    _subject(held),
-                    outcome="failed",
-                    reason=exc.code,
-                )
+            await note_unreadable(self._database, key.environment_id, _subject(held), exc)
             raise
 
     def _token_id(self, held: Held) -> str:

@@ -63,6 +63,8 @@ class Attempts:
             raise
         except BrokerError as exc:
             log.error("connect_broke", error_type=error_type(exc), where=where(exc))
+            if isinstance(exc, VaultError):
+                await versions.note_unreadable(self._database, request.environment_id, request.subject, exc)
             unexplained = ConnectFailed("installation_failed", "The connection could not be set up.")
             await self.fail(request, unexplained, info)
             raise unexplained from exc

@@ -15,6 +15,7 @@ from broker.connections.providers import Providers
 from broker.connections.settle import Attempt, Settlement, merged, pinned_change, verdict
 from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
+from broker.connections.versions import note_unreadable
 from broker.errors import BrokerError, EgressRefused, StoreUnavailable, VaultError
 from broker.failpoint import failpoint
 from broker.log import log
@@ -92,7 +93,8 @@ class RefreshEngine:
             return RefreshResult("condemned")
         try:
             prepared = await self.prepare(connection)
-        except VaultError:
+        except VaultError as exc:
+            await note_unreadable(self._database, key.environment_id, connection.subject, exc)
             return UNAVAILABLE
         if prepared is None:
             return await self._waited(connection)

@@ -7,9 +7,13 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from broker import ids
+from broker.audit import records
+from broker.audit.records import Subject
+from broker.callers.model import system
 from broker.connections.model import Connection, SecretVersion, Tokens
 from broker.connections.vaulted import Vault
-from broker.errors import NotFound
+from broker.errors import NotFound, VaultError
+from broker.log import log
 from broker.oauth.model import ProviderDescriptor
 from broker.store.postgres import Database, Session
 
@@ -83,6 +87,15 @@ async def revoke_later(
         kek_ref=sealed.kek_ref,
         config=dict(config),
     )
+
+
+async def note_unreadable(database: Database, environment_id: str, subject: Subject, exc: VaultError) -> None:
+    """Put on record that a sealed secret could not be opened: lost keys, a damaged row, or somebody's hand in it."""
+    log.error("secret_unreadable", connection_id=str(subject.connection_id), error_code=exc.code)
+    async with database.transaction() as session:
+        await records.record(
+            session, system(environment_id), "secret_unreadable", subject, outcome="failed", reason=exc.code
+        )
 
 
 async def ends_another(session: Session | Database, descriptor: ProviderDescriptor, connection: Connection) -> bool:

@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from broker.errors import StoreUnavailable
+from broker.log import error_type, log
 from broker.store.postgres import STATEMENTS, Database, store_errors
 
 _LARGEST_BATCH = 128
@@ -140,20 +142,28 @@ class HandOuts:
             statement._connection.terminate()
             self._missing += 1
             _fail(batch, exc)
-            return
+        except asyncpg.PostgresError as exc:  # no record could be written, so nothing was handed out
+            self._idle.append(statement)
+            log.error("hand_out_refused", error_type=error_type(exc))
+            _fail(batch, StoreUnavailable())
         except BaseException as exc:
             self._idle.append(statement)
             _fail(batch, exc)
             raise
-        self._idle.append(statement)
+        else:
+            self._idle.append(statement)
+            self._answer(batch, records)
+        finally:
+            if self._waiting and not self._closed:  # those who gathered meanwhile, whatever became of this batch
+                self._flush()
+
+    def _answer(self, batch: list[tuple[Ask, asyncio.Future[Held]]], records: list[Any]) -> None:
         for (_, future), record in zip(batch, records, strict=True):
             if not future.done():
                 held = Held(*record)
                 if held.key_id is not None:
                     self.seen_keys.add(held.key_id)
                 future.set_result(held)
-        if self._waiting:
-            self._flush()
 
     async def _reconnect(self) -> None:
         while self._missing and not self._closed:

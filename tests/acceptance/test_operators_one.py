@@ -223,9 +223,7 @@ async def test_another_environments_operator_sees_and_ends_nothing(acme: Acme):
 async def test_force_beats_a_refresh_under_way(acme: Acme):
     """The refresh that is answered after the force changes nothing: no token is handed out (T-60)."""
     await acme.backend.connect("jon")
-    await acme.database.execute(
-        "UPDATE connection SET at_exp = now(), serve_until = now(), refresh_after = now() WHERE user_id = 'jon'"
-    )
+    await acme.expire("jon")
     acme.provider.once(latency=0.5)
     calling = asyncio.create_task(acme.backend.token("jon"))
     await acme.provider.until(lambda journal: journal.refreshes() and not journal.refreshes()[-1].finished_at)
@@ -239,9 +237,7 @@ async def test_force_beats_a_refresh_under_way(acme: Acme):
 async def test_disconnect_beats_a_refresh_under_way_and_its_tokens_are_revoked(acme: Acme):
     """The late answer never becomes a connection's; the provider is told of it as well (T-59)."""
     await acme.backend.connect("kim")
-    await acme.database.execute(
-        "UPDATE connection SET at_exp = now(), serve_until = now(), refresh_after = now() WHERE user_id = 'kim'"
-    )
+    await acme.expire("kim")
     acme.provider.once(latency=0.5)
     calling = asyncio.create_task(acme.backend.token("kim"))
     await acme.provider.until(lambda journal: journal.refreshes() and not journal.refreshes()[-1].finished_at)

@@ -7,21 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.hostile import Knobs
-from tests.rig.acme import DESCRIPTOR, HOST, Acme, running_acme
-
-WITH_ACCOUNTS = DESCRIPTOR.replace(
-    "[docs]",
-    f"""userinfo_endpoint = "https://{HOST}/userinfo"
-
-[account]
-source = "userinfo"
-id = "/sub"
-
-[api]
-allowed_hosts = ["{HOST}"]
-
-[docs]""",
-)
+from tests.rig.acme import WITH_ACCOUNTS, Acme, running_acme
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,19 @@ setup_url = "https://{HOST}/apps"
 sources = ["https://{HOST}/docs"]
 verified_at = 2026-11-20
 """
+WITH_ACCOUNTS = DESCRIPTOR.replace(
+    "[docs]",
+    f"""userinfo_endpoint = "https://{HOST}/userinfo"
+
+[account]
+source = "userinfo"
+id = "/sub"
+
+[api]
+allowed_hosts = ["{HOST}"]
+
+[docs]""",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,14 @@ class Acme:
         answer = await self.backend.call(method, path, body, **options)
         assert answer.is_success, answer.text
         return dict(answer.json())
+
+    async def expire(self, user: str) -> None:
+        """Let a user's access token be over, and its refresh be allowed at once."""
+        await self.database.execute(
+            "UPDATE connection SET at_exp = now(), serve_until = now(), refresh_after = now(), retry_at = '-infinity' "
+            "WHERE user_id = $1",
+            user,
+        )
 
     async def due(self) -> None:
         """Let every waiting revocation be due, as if its wait or the lease of a crashed worker were over."""
