@@ -50,6 +50,7 @@ async def issued_token(
 
 
 async def _issued(request: ApiRequest, slug: str) -> IssuedToken | Inactive:
+    await caller_of(request, "tokens:read")
     query_of(request, schemas.Query)
     credentials, raw = request.headers.getall("authorization", []), await request.body()
     return await issued_token(services(request), slug_segment(slug), credentials, raw, info_of(request))

@@ -79,7 +79,7 @@ _REFUSALS = {
     405: ("method_not_allowed", "This address does not take that method; the Allow header names those it takes."),
     413: (PayloadTooLarge.code, PayloadTooLarge().message),
 }
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<field>.*)`(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
 _WRONG_VALUE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?", re.DOTALL)
 
 
