@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -130,7 +130,7 @@ def examine(environ: Mapping[str, str]) -> tuple[Settings | None, list[Configura
             break
     return_to = _list(value("PENSTOCK_ALLOWED_RETURN_TO"))
     for url in return_to:
-        parts = urlsplit(url)
+        parts = _parts(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "*" in url:
             problem(
                 "PENSTOCK_ALLOWED_RETURN_TO",
@@ -211,8 +211,18 @@ def _list(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
+def _parts(url: str) -> SplitResult:
+    """Split a URL; one that cannot be read comes back empty, which no check lets pass."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read only now, and raises for what is no number
+    except ValueError:  # its message quotes the URL
+        return urlsplit("")
+    return parts
+
+
 def _is_origin(text: str) -> bool:
-    parts = urlsplit(text)
+    parts = _parts(text)
     return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.path in ("", "/") and not parts.query
 
 
@@ -225,7 +235,7 @@ def _listen(text: str, problem: Problem) -> tuple[str, int]:
 
 
 def _check_public_url(url: str, production: bool, *, given: bool, problem: Problem) -> None:
-    parts = urlsplit(url)
+    parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query or parts.fragment:
         problem("PENSTOCK_PUBLIC_URL", "is not scheme://host[:port]", "The service owns the root of its host.")
     elif production and parts.scheme != "https":

@@ -153,6 +153,10 @@ async def _connected(dsn: str) -> AsyncIterator[Connection]:
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as exc:
             problem = f"is refused by PostgreSQL: {exc.args[0]}"
             raise ConfigurationError("PENSTOCK_DATABASE_URL", problem, "Check user, password and database.") from exc
+        except ValueError:
+            remedy = "Write postgresql://user:password@host:port/database; percent-encode what is special in each part."
+            # The driver's message quotes the part it cannot read, which may be the password.
+            raise ConfigurationError("PENSTOCK_DATABASE_URL", "cannot be read as a PostgreSQL URL", remedy) from None
         try:
             yield connection
         finally:
