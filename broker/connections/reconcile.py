@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -12,8 +12,8 @@ from broker.connections.model import Connection, SecretVersion
 from broker.connections.refresh import RefreshEngine
 from broker.connections.revoke import Revoke
 from broker.connections.settle import Attempt, Settlement
-from broker.connections.versions import stored
-from broker.errors import BrokerError, VaultError
+from broker.connections.versions import note_unreadable, stored
+from broker.errors import BrokerError, KeyUnavailable, VaultError
 from broker.log import log
 from broker.store.postgres import Database
 
@@ -65,7 +65,10 @@ class Reconciler:
         try:
             response = self._engine.open_receipt(found.attempt, connection, found.ct)
             prepared = await self._engine.prepare(connection)
-        except VaultError:
+        except KeyUnavailable:  # an answer is never given up for a key that may come back
+            return await self._postponed(found)
+        except VaultError as exc:
+            await note_unreadable(self._database, found.environment_id, connection.subject, exc)
             prepared = None
         if prepared is None:
             await self._settlement.abandon(found.attempt, connection)
@@ -81,12 +84,20 @@ class Reconciler:
         connection = await stored(self._database, found.environment_id, found.connection_id)
         try:
             prepared = await self._engine.prepare(connection)
+        except KeyUnavailable:
+            return await self._postponed(found)
         except BrokerError:
             prepared = None
         if prepared is None:
             await self._settlement.abandon(found.attempt, connection)
         else:
             await self._engine.doubt(found.attempt, prepared, "no_answer_known")
+        return True
+
+    async def _postponed(self, found: _Found) -> bool:
+        await self._database.execute(
+            "postpone_intent", environment_id=found.environment_id, id=found.intent_id, wait=timedelta(minutes=1)
+        )
         return True
 
     async def _revoke_late_ones(self) -> None:

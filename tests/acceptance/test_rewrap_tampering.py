@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from broker.failpoint import arm
 from tests.hostile.browser import Browser
 from tests.rig.acme import Acme, running_acme
 
@@ -209,3 +210,28 @@ async def test_damaged_flow_connects_nothing(acme: Acme, column: str):
     assert len(acme.provider.journal.token_requests()) == exchanges
     assert len(await unreadable(acme)) == told + 1
     assert (await acme.backend.token(user)).json()["error"] == "not_installed"
+
+
+async def test_answer_under_a_missing_key_waits_for_it(acme: Acme, users: tuple[str, str]):
+    """A provider's stored answer is not given up while its key is away; once it is back, the answer is taken up."""
+    ada, _ = users
+    await acme.expire(ada)
+    arm("receipt.after:raise")
+    assert (await acme.backend.token(ada)).status_code == 503
+    arm(None)
+    over = "UPDATE refresh_intent SET deadline_at = now() WHERE outcome = 'pending'"
+    await acme.database.execute(over)
+    ref = acme.services.keyring.primary_ref
+    acme.services.keyring.rotate()
+    acme.services.keyring.disable(ref)
+
+    await acme.services.reconciler.run()
+
+    outcomes = "SELECT r.outcome FROM refresh_intent r JOIN connection c ON c.id = r.connection_id WHERE c.user_id = $1"
+    assert await acme.value(outcomes, ada) == "pending"
+    acme.services.keyring.enable(ref)
+    await acme.database.execute(over)
+    await acme.services.reconciler.run()
+    assert await acme.value(outcomes, ada) == "committed"
+    assert acme.provider.accepts((await acme.backend.access_token(ada))["access_token"])
+    assert len(acme.provider.journal.refreshes(acme.provider.journal.grants[-2])) == 1

@@ -111,6 +111,10 @@ ORDER BY p.received_at
 LIMIT 1
 FOR UPDATE OF p SKIP LOCKED;
 
+-- name: postpone_intent
+-- Its stored answer cannot be opened now; look again later.
+UPDATE refresh_intent SET deadline_at = now() + :wait::interval WHERE environment_id = :environment_id AND id = :id;
+
 -- name: claim_silent_intent
 -- An attempt past its deadline of which no answer was stored: it may or may not have reached the provider.
 SELECT {attempt_columns}
