@@ -5,8 +5,9 @@ Failures are answered as pages, too. They see `code` and `state`: no third-party
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from litestar import Response, get, post
@@ -21,6 +22,7 @@ from broker.errors import ConnectFailed
 from broker.web.pages import OwnerLine, Page, ScopeLine
 
 LINK = "/data-integrations/{ticket:str}/authorize-redirect"
+_REFERENCE = re.compile(r"req_[A-Za-z0-9_-]{16}")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -64,13 +66,13 @@ async def landing(request: ApiRequest, ticket: FromPath[str]) -> Response[bytes]
 
 
 def _scope_lines(found: Landing) -> list[ScopeLine]:
-    lines = []
-    for name in found.request.scopes:
-        info = found.provider.descriptor.scopes.get(name)
-        description = info.description if info else name
-        kind: Literal["read", "write", "admin"] = info.scope_class if info else "write"
-        lines.append(ScopeLine(name, description, kind))
-    return lines
+    known = found.provider.descriptor.scopes
+    return [
+        ScopeLine(name, known[name].description, known[name].scope_class)
+        if name in known
+        else ScopeLine(name, "", "unknown")
+        for name in found.request.scopes
+    ]
 
 
 @post(LINK, **BROWSER)
@@ -142,7 +144,9 @@ async def callback(request: ApiRequest, slug: FromPath[str], redirect_key: FromP
     use = services(request)
     query: bytes = request.scope["query_string"]
     arrival = await use.complete.callback(slug, redirect_key, query, _cookies(request), info_of(request))
-    ours = "/pipes/finished" if arrival.error_code is None else f"/pipes/failed/{arrival.error_code}"
+    ours = "/pipes/finished"
+    if arrival.error_code is not None:
+        ours = f"/pipes/failed/{arrival.error_code}?reference={info_of(request).request_id}"
     return _page(use.pages.redirect(arrival.to or ours), _cookie(request, arrival.cookie_name, "", timedelta(0)))
 
 
@@ -154,8 +158,10 @@ async def finished(request: ApiRequest) -> Response[bytes]:
 
 @get("/pipes/failed/{code:str}", **BROWSER)
 async def failed(request: ApiRequest, code: FromPath[str]) -> Response[bytes]:
-    """Say what went wrong, from a closed list of texts."""
-    return _page(services(request).pages.failed(code=code, request_id=info_of(request).request_id))
+    """Say what went wrong, from a closed list of texts, and under which request it is on record."""
+    given = request.query_params.get("reference", "")
+    reference = given if _REFERENCE.fullmatch(given) else info_of(request).request_id
+    return _page(services(request).pages.failed(code=code, request_id=reference))
 
 
 @get("/pipes/redirecting", **BROWSER)

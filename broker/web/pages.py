@@ -30,11 +30,11 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class ScopeLine(msgspec.Struct, frozen=True):
-    """One permission: the provider's name for it, and what that means."""
+    """One permission: the provider's name for it, and what that means; "" and unknown where nobody has said."""
 
     name: str
     description: str
-    scope_class: Literal["read", "write", "admin"]
+    scope_class: Literal["read", "write", "admin", "unknown"]
 
 
 class OwnerLine(msgspec.Struct, frozen=True):

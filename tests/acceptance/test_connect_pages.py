@@ -260,6 +260,32 @@ async def test_hostile_token_answers_leave_log_lines_and_records_intact(
     assert not [row for row in written if CONTROL.search(row["text"])]
 
 
+async def test_the_failure_page_names_the_request_that_is_on_record(
+    backend: Backend, browser: httpx.AsyncClient, provider: HostileServer
+):
+    """A person reads a reference out; the operator finds the attempt in the audit records by it."""
+    provider.once(affects=("authorize",), authorize="deny")
+    callback, cookie = await answered(backend, browser, "referred")
+    to = (await browser.get(callback, headers={"Cookie": cookie})).headers["location"]
+    page = await browser.get(to)
+    sql = "SELECT request_id FROM audit_record WHERE user_id = 'referred' AND action = 'connect_failed'"
+    (found,) = await rows(backend.penstock, sql)
+
+    assert found["request_id"] in page.text
+    forged = await browser.get("/pipes/failed/access_denied?reference=Call+555-0100+now+")
+    assert "555" not in forged.text
+
+
+async def test_a_scope_that_nobody_described_is_not_called_harmless_or_harmful(
+    backend: Backend, browser: httpx.AsyncClient
+):
+    """A custom provider's scopes come without a meaning; the page says so and invents none."""
+    page = await browser.get(await linked(backend, "undescribed"))
+
+    assert '<span class="badge unknown">Unknown</span>' in page.text
+    assert "Changes" not in page.text
+
+
 @pytest.mark.parametrize("code", ["<script>", "%3Cscript%3E", "access_denied%0d%0aSet-Cookie:a=b", "x" * 3000, "%00"])
 async def test_the_failure_page_repeats_only_codes_it_knows(browser: httpx.AsyncClient, code: str):
     """Anybody can link to the failure page; it says nothing that the link puts into its mouth."""
