@@ -1,6 +1,7 @@
 """The token route as a plain ASGI function around Litestar: a quarter of the cost, and the same answers.
 
 It also does for every request what must happen outside the framework: a request id, the raw path, security headers.
+Tokens are for servers: the hot path has no CORS headers, whatever origins are listed.
 """
 
 from __future__ import annotations
