@@ -12,7 +12,7 @@ from broker.audit import records
 from broker.callers.model import Caller
 from broker.connections import versions
 from broker.connections.attempts import Attempts, HeldForDecision
-from broker.connections.exchange import CodeExchange, Grant, Received, held_tokens
+from broker.connections.exchange import Answered, CodeExchange, Grant, Received, held_tokens
 from broker.connections.flow import AuthorizationRequest
 from broker.connections.model import Connection, Tokens
 from broker.connections.settle import pinned_change
@@ -32,7 +32,7 @@ class Connecting:
 
     async def connect(self, grant: Grant, actor: Caller) -> Connection:
         """Exchange the code and store the connection; raise `ConnectFailed`, and then no connection has changed."""
-        answered = await self._exchange.redeem(grant)
+        answered = await self._redeemed(grant)
         tokens, account_id = held_tokens(answered.tokens, dict(answered.tokens.metadata)), None
         try:
             received = await self._exchange.complete(grant, answered)
@@ -46,6 +46,20 @@ class Connecting:
             async with self._database.transaction() as session:
                 await self._attempts.discard(session, grant.request, tokens, account_id)
             raise
+
+    async def _redeemed(self, grant: Grant) -> Answered:
+        """Exchange the code, and note on the integration whether the provider knows our credentials."""
+        integration = grant.provider.integration
+        place = {"environment_id": integration.environment_id, "id": integration.id}
+        try:
+            answered = await self._exchange.redeem(grant)
+        except ConnectFailed as failure:
+            if failure.error_code == "invalid_client_id":
+                await self._database.execute("mark_integration_invalid", error=failure.provider_error, **place)
+            raise
+        if integration.state == "invalid":
+            await self._database.execute("mark_integration_valid", **place)
+        return answered
 
     # --- the save ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -165,3 +166,39 @@ async def test_a_new_secret_for_the_same_client_does_not_end_the_flow(backend: B
     provider.register(CLIENT_ID, NEW_SECRET)
 
     assert (await finish(backend, parameters(hop.location)["connect_code"])).status_code == 200
+
+
+@pytest.mark.parametrize("change", [disabled, deleted, moved])
+async def test_a_change_under_the_exchange_itself_leaves_no_connection(
+    backend: Backend, provider: HostileServer, new_home: HostileServer, change: Change
+):
+    """The last check is made under a lock, with the save: the old host's tokens never land in a changed integration."""
+    slug = f"under-{change.__name__}"
+    await backend.add_provider(slug)
+    flow = await returning(backend, "raced", slug, return_to=RETURN_TO)
+    provider.once(latency=0.7)
+    before = len(provider.journal.token_requests())
+    waiting = asyncio.create_task(flow.arrive())
+    await provider.until(lambda journal: len(journal.token_requests()) > before)
+    await change(backend, slug, new_home)
+
+    assert parameters((await waiting).location)["error"] == "invalid_data_integration"
+    assert await rows(backend.penstock, "SELECT FROM connection WHERE user_id = 'raced'") == []
+
+
+async def test_a_wrong_client_secret_shows_on_the_integration_until_it_works(backend: Backend, provider: HostileServer):
+    """An operator sees who has to act; no person's connection is touched by it."""
+    await backend.add_provider("mistyped")
+    await (await returning(backend, "before", "mistyped")).arrive()
+
+    async def state() -> str:
+        return str((await backend.call("GET", "/data-integrations/mistyped")).json()["state"])
+
+    provider.once(refuse="bad_client")
+    await (await returning(backend, "during", "mistyped")).arrive()
+    shown = await state()
+    await (await returning(backend, "after", "mistyped")).arrive()
+
+    assert (shown, await state()) == ("invalid", "valid")
+    assert await is_connected(backend, "before", "mistyped")
+    assert await is_connected(backend, "after", "mistyped")
