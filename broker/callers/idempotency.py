@@ -40,7 +40,7 @@ class Idempotency:
         place = {
             "environment_id": caller.environment_id,
             "caller_id": caller.actor_id or "",
-            # A route names owners, which may be longer than an index entry.
+            # A route names owners of any length; an index entry has its limit.
             "route": hashlib.sha256(route.encode()).hexdigest(),
             "key_digest": hashlib.sha256(key.encode()).digest(),
         }
