@@ -13,7 +13,7 @@ from broker.audit import records
 from broker.callers.model import DEFAULT_SCOPES, SCOPES, Caller, RequestInfo, system
 from broker.errors import InvalidRequest, NotFound, Unauthorized
 from broker.secret import Secret
-from broker.store.postgres import Database
+from broker.store.postgres import Database, Session
 from broker.vault.keyring import Keyring
 
 LIFE = timedelta(days=365)
@@ -65,39 +65,47 @@ class ApiKeys:
         *,
         scopes: Sequence[str] = DEFAULT_SCOPES,
         life: timedelta = LIFE,
-        key: Secret | None = None,
         actor: Caller | None = None,
     ) -> tuple[ApiKey, Secret]:
         """Make a key; the second value is shown once and kept nowhere. The environment is made if it is new."""
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
             raise InvalidRequest(f"Unknown scope {unknown[:1]}; the scopes are {', '.join(SCOPES)}.")
-        key = key or Secret(ids.random_token("sk_"))
-        key_id = ids.new_uuid()
+        key, actor = Secret(ids.random_token("sk_")), actor or system(environment_id)
         async with self._database.transaction() as session:
-            await session.execute("ensure_environment", id=environment_id)
-            await session.execute(
-                "insert_api_key",
-                environment_id=environment_id,
-                id=key_id,
-                name=name,
-                digest=self._keyring.api_key_digest(key),
-                last_four=key.last_four,
-                scopes=list(scopes),
-                expires_at=datetime.now(UTC) + life,
-            )
-            await records.record(session, actor or system(environment_id), "api_key_changed", reason="created")
+            key_id = await self._insert(session, actor, name, scopes, life, key)
         made = await self._database.one(ApiKey, "api_key", id=key_id)
         if made is None:
             raise NotFound
         return made, key
 
+    async def _insert(
+        self, session: Session, actor: Caller, name: str, scopes: Sequence[str], life: timedelta, key: Secret
+    ) -> UUID:
+        """Write a key of the actor's environment, and that it was made."""
+        key_id = ids.new_uuid()
+        await session.execute("ensure_environment", id=actor.environment_id)
+        await session.execute(
+            "insert_api_key",
+            environment_id=actor.environment_id,
+            id=key_id,
+            name=name,
+            digest=self._keyring.api_key_digest(key),
+            last_four=key.last_four,
+            scopes=list(scopes),
+            expires_at=datetime.now(UTC) + life,
+        )
+        await records.record(session, actor, "api_key_changed", reason="created")
+        return key_id
+
     async def ensure(self, environment_id: str, key: Secret) -> None:
         """See that this admin key exists, whatever was there before (PENSTOCK_BOOTSTRAP_API_KEY)."""
         digest = self._keyring.api_key_digest(key)
-        if await self._database.one(ApiKey, "api_key_by_digest", digest=digest) is None:
-            await self._database.execute("forget_api_key", digest=digest)
-            await self.create(environment_id, "bootstrap", scopes=SCOPES, key=key)
+        async with self._database.transaction() as session:
+            await session.execute("lock_owner", owner="bootstrap")  # replicas start together
+            if await session.one(ApiKey, "api_key_by_digest", digest=digest) is None:
+                await session.execute("forget_api_key", digest=digest)
+                await self._insert(session, system(environment_id), "bootstrap", SCOPES, LIFE, key)
 
     async def list(self, environment_id: str | None) -> list[ApiKey]:
         """Return the keys of one environment, or of all."""

@@ -34,9 +34,9 @@ UPDATE api_key SET revoked_at = coalesce(revoked_at, now()) WHERE id = :id RETUR
 INSERT INTO environment (id) VALUES (:id) ON CONFLICT DO NOTHING;
 
 -- name: ensure_deployment
--- The deployment's identity, made once; every blob is bound to it.
-WITH made AS (INSERT INTO deployment DEFAULT VALUES ON CONFLICT DO NOTHING RETURNING id)
-SELECT id FROM made UNION ALL SELECT id FROM deployment LIMIT 1;
+-- The deployment's identity, made once; every blob is bound to it. The update changes nothing: it waits for a process that is
+-- making the row this moment, and a plain SELECT would not see that row yet.
+INSERT INTO deployment DEFAULT VALUES ON CONFLICT (only_row) DO UPDATE SET only_row = true RETURNING id;
 
 -- name: claim_idempotency_key
 -- Reserve a key for the request that brings it first; a crashed first request gives it up after a minute.
