@@ -102,7 +102,8 @@ def examine(environ: Mapping[str, str]) -> tuple[Settings | None, list[Configura
 
     home = Path(value("PENSTOCK_HOME") or ".penstock").absolute()
     host, port = _listen(value("PENSTOCK_LISTEN") or "127.0.0.1:8484", problem)
-    public_url = (value("PENSTOCK_PUBLIC_URL") or f"http://{host}:{port}").rstrip("/")
+    name = f"[{host}]" if ":" in host else host
+    public_url = (value("PENSTOCK_PUBLIC_URL") or f"http://{name}:{port}").rstrip("/")
     _check_public_url(public_url, production, given=bool(value("PENSTOCK_PUBLIC_URL")), problem=problem)
 
     database_url = value("PENSTOCK_DATABASE_URL")

@@ -23,6 +23,7 @@ from broker.cli.output import cell, printable
 from broker.cli.providers import providers
 from broker.cli.selection import Name, Time, chosen_by
 from broker.errors import BrokerError, ConfigurationError, StoreUnavailable
+from broker.settings import load
 
 ROOT = Path(__file__).parents[2]
 NOTHING = dict.fromkeys(("provider", "user", "organization", "state", "idle_since"))
@@ -130,6 +131,13 @@ def fails(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
         main.main()
     assert isinstance(exited.value.code, int)
     return exited.value.code
+
+
+def test_address_of_ipv6_makes_a_readable_public_url():
+    """Brackets are part of the setting and of the URL, not of the address that is bound."""
+    settings = load({"PENSTOCK_LISTEN": "[::1]:8484"})
+
+    assert (settings.host, settings.public_url) == ("::1", "http://[::1]:8484")
 
 
 # --- which connections are meant ------------------------------------------------------------------------------------
