@@ -80,18 +80,14 @@ async def serving(application: Any, listener: socket.socket) -> AsyncIterator[No
     """Serve for as long as the context lasts, then let requests under way finish; raise `StartFailed`."""
     server = _Server(_config(application))
     task = asyncio.create_task(server.serve(sockets=[listener]))
-    await server.ready.wait()
     try:
+        await server.ready.wait()
         if not server.started:
-            await task
+            await task  # which raises
         yield
     finally:
         server.should_exit = True
-        try:
-            await task
-        except asyncio.CancelledError:  # asked a second time to stop
-            server.force_exit = True
-            raise
+        await task  # asked a second time to stop, we cancel it
 
 
 def serve_in_processes(factory: str, listener: socket.socket, workers: int) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from broker.vault.keyring import FileKeyring
 from tests.conftest import FreshDatabase
-from tests.rig.command import penstock, started
+from tests.rig.acme import running_acme
+from tests.rig.command import environment_of, penstock, started
 from tests.rig.server import free_port
 
 pytestmark = pytest.mark.slow
@@ -192,10 +193,35 @@ async def test_serve_migrates_serves_and_ends_at_sigterm(
     assert answer.json()["data"] == []
     assert "server" not in answer.headers
     assert healthy.json["healthy"] is True
-    assert process.returncode == 0
+    assert process.returncode == 0, err.decode()
     assert not await ready(sound)
     assert b"Traceback" not in err
     assert b"http://" not in out + err
+
+
+async def test_sigterm_lets_a_refresh_under_way_finish(database_dsn: str, tmp_path: Path):
+    """What the provider delivers after the signal is stored and handed out; only then the process ends."""
+    async with running_acme(database_dsn, tmp_path) as acme:
+        await acme.backend.connect("ada")
+        held = await acme.backend.access_token("ada")
+        listen = f"127.0.0.1:{free_port()}"
+        environment = environment_of(acme.services.settings, database_dsn) | {"PENSTOCK_LISTEN": listen}
+        acme.provider.once(stall_before_headers=2.0)
+
+        async with serving(environment) as process, httpx.AsyncClient(timeout=30) as client:
+            headers = {"Authorization": f"Bearer {acme.penstock.api_key}"}
+            body = {"user_id": "ada", "rejected_token_id": held["token_id"]}
+            url = f"http://{listen}/data-integrations/acme/token"
+            asking = asyncio.create_task(client.post(url, json=body, headers=headers))
+            await acme.provider.until(lambda seen: any(one.grant_type == "refresh_token" for one in seen.entries))
+            process.send_signal(signal.SIGTERM)
+            answer = await asking
+            await process.communicate()
+
+        assert process.returncode == 0
+        token = answer.json()["access_token"]["access_token"]
+        assert acme.provider.accepts(token)
+        assert (await acme.backend.access_token("ada"))["access_token"] == token
 
 
 async def test_workers_end_when_their_supervisor_is_killed(sound: dict[str, str], fresh_database: FreshDatabase):
