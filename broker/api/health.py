@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from litestar import Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from broker.api.requests import ApiRequest, services
+from broker.api.telemetry import Backlog
 from broker.audit.records import writable
-from broker.errors import BrokerError
+from broker.errors import BrokerError, StoreUnavailable
 
 
 @get("/healthz", tags=["operations"])
@@ -38,8 +40,12 @@ async def readyz(request: ApiRequest) -> Response[dict[str, Any]]:
 
 
 @get("/metrics", include_in_schema=False)
-async def metrics() -> Response[bytes]:
-    """Give the metrics of this process in Prometheus' text format."""
+async def metrics(request: ApiRequest) -> Response[bytes]:
+    """Give the metrics of this process, and the backlog of the deployment, in Prometheus' text format."""
+    with suppress(StoreUnavailable):  # the process has its own to tell even so
+        backlog = await services(request).database.one(Backlog, "backlog")
+        if backlog is not None:
+            backlog.show()
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+import msgspec
+from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS = Counter("penstock_http_requests_total", "Requests answered, by status.", ["status"])
 TOKEN_SECONDS = Histogram(
@@ -10,3 +11,24 @@ TOKEN_SECONDS = Histogram(
     "Time to answer a token request, refreshes included.",
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 25),
 )
+# Of the whole deployment, read from the database when asked for: every process gives the same.
+WAITING = Gauge("penstock_waiting", "Work in the database that a worker has yet to do.", ["queue"])
+OLDEST_REVOCATION = Gauge(
+    "penstock_oldest_revocation_seconds", "Age of the oldest revocation that a provider has yet to be told of."
+)
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits for a worker."""
+
+    revocations: int
+    operations: int
+    answers: int  # of providers, stored and not yet taken up
+    oldest_revocation: float  # seconds; 0 when none waits
+
+    def show(self) -> None:
+        """Set the gauges."""
+        WAITING.labels(queue="revocations").set(self.revocations)
+        WAITING.labels(queue="operations").set(self.operations)
+        WAITING.labels(queue="answers").set(self.answers)
+        OLDEST_REVOCATION.set(self.oldest_revocation)

@@ -115,6 +115,10 @@ class HandOuts:
 
     def _flush(self) -> None:
         self._scheduled = False
+        if any(lane._connection.is_closed() for lane in self._idle):  # a restarted server has closed them all
+            living = [lane for lane in self._idle if not lane._connection.is_closed()]
+            self._missing += len(self._idle) - len(living)
+            self._idle = living
         if self._missing:
             self._start(self._reconnect())
         if not self._idle and self._missing == self._lanes:

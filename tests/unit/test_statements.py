@@ -33,6 +33,7 @@ ACROSS = {
         "integration_by_redirect_key",
     },
     "a queue or sweep that one worker runs for all environments": {
+        "backlog",
         "claim_revocation",
         "running_operations",
         "claim_unparsed_receipt",

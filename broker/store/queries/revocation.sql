@@ -196,6 +196,15 @@ UPDATE connection
        lease_until = '-infinity', refreshable = false, updated_at = now()
  WHERE environment_id = :environment_id AND id = ANY (:ids::uuid[]);
 
+-- name: backlog
+-- What waits for a worker, in all environments.
+SELECT revocations.waiting AS revocations, revocations.oldest AS oldest_revocation, operations.waiting AS operations,
+       answers.waiting AS answers
+FROM (SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(created_at)), 0)::double precision AS oldest
+        FROM revocation_job WHERE status = 'pending') AS revocations,
+     (SELECT count(*) AS waiting FROM operation WHERE status = 'running') AS operations,
+     (SELECT count(*) AS waiting FROM receipt WHERE parsed_at IS NULL) AS answers;
+
 -- name: burn_user_requests
 -- Flows of a leaving user that are under way: they connect nothing any more, and nothing secret of them stays.
 UPDATE authorization_request
