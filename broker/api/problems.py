@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import ceil
 from typing import Any, cast
 
 import msgspec
@@ -119,7 +120,7 @@ def _of_broker_error(exc: BrokerError, status: int) -> Problem:
     elif isinstance(exc, InsufficientScope):
         headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{exc.scope}"'
     elif exc.retryable:
-        seconds = max(1, min(60, round(getattr(exc, "retry_after", 2.0))))
+        seconds = max(1, min(60, ceil(getattr(exc, "retry_after", 2.0))))
         headers["Retry-After"] = str(seconds)
         if status == 429:
             body = ErrorBody(code=code, message=exc.message, retry_after=seconds)
