@@ -48,6 +48,8 @@ def configure(style: Literal["console", "json"]) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     for name in ("httpx", "httpcore", "hpack", "asyncio", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its pool warns with a traceback at each attempt to reconnect; what fails meanwhile says so by itself.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
 
 
 def allow_listed(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -11,7 +11,8 @@ from broker.api.requests import ApiRequest, info_of, services
 from broker.api.services import Services
 from broker.callers.model import Caller
 from broker.connections.authorize import Start
-from broker.connections.model import Integration, Owner
+from broker.connections.model import Owner
+from broker.errors import BrokerError
 
 
 def handlers(environment_id: str, people: Sequence[str]) -> list[Any]:
@@ -22,7 +23,6 @@ def handlers(environment_id: str, people: Sequence[str]) -> list[Any]:
         """Show fresh connect links. Making one sends nothing anywhere, and opening it asks before anything happens."""
         use = services(request)
         caller = Caller(environment_id=environment_id, actor_type="operator", request=info_of(request))
-        ready = [each for each in await use.integrations.of_ownership(environment_id, "user") if each.enabled]
         page = use.pages.development(
             title="Penstock for development",
             facts=[
@@ -33,18 +33,26 @@ def handlers(environment_id: str, people: Sequence[str]) -> list[Any]:
                 ("Metrics", f"{use.settings.public_url}/metrics"),
                 ("OpenAPI", f"{use.settings.public_url}/openapi.json"),
             ],
-            links=[await connect_link(use, caller, each, person) for person in people for each in ready],
+            links=await connect_links(use, caller, people),
         )
         return Response(page.body, status_code=page.status, headers=dict(page.headers), media_type="text/html")
 
     return [console]
 
 
-async def connect_link(use: Services, caller: Caller, integration: Integration, person: str) -> tuple[str, str]:
-    """Begin a flow; return what its link does, and the link, which works once within ten minutes."""
-    started = await use.authorize.start(caller, Start(slug=integration.slug, user_id=person))
-    label = f"Connect {use.providers.descriptor(integration).display_name} for {person}"
-    return label, f"{use.settings.public_url}/data-integrations/{started.ticket}/authorize-redirect"
+async def connect_links(use: Services, caller: Caller, people: Sequence[str]) -> list[tuple[str, str]]:
+    """Begin a flow for everybody at every provider; return what each link does, and the link, good for ten minutes."""
+    links = []
+    for person in people:
+        for integration in await use.integrations.of_ownership(caller.environment_id, "user"):
+            try:
+                started = await use.authorize.start(caller, Start(slug=integration.slug, user_id=person))
+                name = use.providers.descriptor(integration).display_name
+            except BrokerError:
+                continue  # disabled, not completely configured, or the person would have to say more first
+            url = f"{use.settings.public_url}/data-integrations/{started.ticket}/authorize-redirect"
+            links.append((f"Connect {name} for {person}", url))
+    return links
 
 
 async def _connected(use: Services, environment_id: str, person: str) -> str:

@@ -13,6 +13,7 @@ from broker.cli.common import as_json as json_option
 from broker.cli.common import environment as environment_option
 from broker.cli.common import operator, with_services
 from broker.cli.output import hint, say, show_json, show_table
+from broker.cli.selection import Name
 from broker.connections.wire import timestamp
 from broker.errors import NotFound
 
@@ -23,7 +24,7 @@ def api_keys() -> None:
 
 
 @api_keys.command()
-@click.argument("name")
+@click.argument("name", type=Name())
 @environment_option
 @click.option(
     "--scope",

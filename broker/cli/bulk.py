@@ -17,7 +17,7 @@ from broker.cli.common import as_json as json_option
 from broker.cli.common import environment as environment_option
 from broker.cli.common import yes as yes_option
 from broker.cli.output import hint, progress_bar, say, show_json
-from broker.cli.selection import chosen_by, connection_of, filters
+from broker.cli.selection import Name, chosen_by, connection_of, filters
 from broker.connections.model import Connection
 from broker.connections.operations import ConnectionFilter, Operation
 from broker.errors import BrokerError, InvalidState, NotFound
@@ -29,7 +29,7 @@ _DONE = {"reauthorize": "need a new consent", "revoke": "ended", "offboard": "en
 _PAUSE = 0.25  # seconds between looks at a queue that somebody else works off
 _PATIENCE = 300.0  # seconds without progress before --wait gives up waiting
 
-note_option = click.option("--note", metavar="TEXT", help="Why, for the audit record.")
+note_option = click.option("--note", type=Name(200), metavar="TEXT", help="Why, for the audit record.")
 resume_option = click.option("--resume", metavar="OPERATION", help="Go on with an operation that was stopped.")
 wait_option = click.option("--wait", is_flag=True, help="Work off the revocations at the provider here, to the end.")
 
@@ -104,7 +104,7 @@ def revoke(
 
 
 @click.command()
-@click.argument("user")
+@click.argument("user", type=Name())
 @environment_option
 @note_option
 @wait_option

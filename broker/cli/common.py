@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -141,8 +142,20 @@ def operator(environment_id: str) -> Caller:
 
 # --- options that several commands have -------------------------------------------------------------------------
 
+
+class _Environment(click.ParamType[str]):
+    """The name of an environment, as the schema has it."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", str(value)):
+            self.fail("an environment has lower-case letters, digits and hyphens, at most 63", param, ctx)
+        return str(value)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 environment = click.option(
-    "--environment", default=DEFAULT_ENVIRONMENT, show_default=True, metavar="NAME", help="Which environment."
+    "--environment", type=_Environment(), default=DEFAULT_ENVIRONMENT, show_default=True, help="Which environment."
 )
 yes = click.option("--yes", is_flag=True, help="Do it; without this, only say what would happen.")

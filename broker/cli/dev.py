@@ -21,7 +21,6 @@ from broker.cli.local import PEOPLE, PURPOSES, SCOPES, emulated
 from broker.cli.output import say
 from broker.cli.server import bound, serving
 from broker.connections.integrations import Credentials, NewIntegration
-from broker.connections.model import Integration
 from broker.errors import ConfigurationError, NotFound
 from broker.log import configure
 from broker.secret import Secret
@@ -66,22 +65,20 @@ def kept_key(path: Path) -> Secret:
 async def _stay(configured: Settings, key: Secret, dsn: str, listener: socket.socket) -> None:
     async with emulated(configured) as (mapped, facts):
         async with open_services(mapped, dsn=dsn, pool=2) as use:
-            integrations = [await _integrated(use, provider) for provider in facts.providers]
-            caller = operator(DEFAULT_ENVIRONMENT)
-            links = [
-                await development.connect_link(use, caller, each, person) for person in PEOPLE for each in integrations
-            ]
+            for provider in facts.providers:
+                await _integrate(use, provider)
+            links = await development.connect_links(use, operator(DEFAULT_ENVIRONMENT), PEOPLE)
         application = create(mapped, dsn=dsn, handlers=development.handlers(DEFAULT_ENVIRONMENT, PEOPLE))
         async with serving(application, listener):
             _print(mapped, key, facts, links)
             await asyncio.Event().wait()
 
 
-async def _integrated(use: Services, provider: ProviderFacts) -> Integration:
-    """Return the integration of an emulated provider; configure it as a real one would be where there is none."""
+async def _integrate(use: Services, provider: ProviderFacts) -> None:
+    """Configure an emulated provider as a real one would be, unless it is configured."""
     caller = operator(DEFAULT_ENVIRONMENT)
     try:
-        return await use.integrations.get(caller, provider.slug, "user")
+        await use.integrations.get(caller, provider.slug, "user")
     except NotFound:
         secret = Secret(provider.client_secret or "")
         new = NewIntegration(
@@ -91,7 +88,7 @@ async def _integrated(use: Services, provider: ProviderFacts) -> Integration:
             scopes=SCOPES[provider.slug],
             credentials=Credentials(type="custom", client_id=provider.client_id, client_secret=secret),
         )
-        return await use.integrations.create(caller, new)
+        await use.integrations.create(caller, new)
 
 
 def _print(configured: Settings, key: Secret, facts: Facts, links: list[tuple[str, str]]) -> None:

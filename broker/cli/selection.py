@@ -40,9 +40,14 @@ class Name(click.ParamType[str]):
 
     name = "NAME"
 
+    def __init__(self, longest: int = 255) -> None:
+        self._longest = longest
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value:
-            self.fail("it is empty; leave the option out to select by others only", param, ctx)
+            self.fail("it is empty", param, ctx)
+        if len(value) > self._longest:
+            self.fail(f"it has more than {self._longest} characters", param, ctx)
         return str(value)
 
 

@@ -21,7 +21,7 @@ from broker.cli.dev import kept_key
 from broker.cli.main import penstock
 from broker.cli.output import cell, printable
 from broker.cli.providers import providers
-from broker.cli.selection import Name, Time, chosen_by
+from broker.cli.selection import Time, chosen_by
 from broker.errors import BrokerError, ConfigurationError, StoreUnavailable
 from broker.settings import load
 
@@ -140,6 +140,17 @@ def test_address_of_ipv6_makes_a_readable_public_url():
     assert (settings.host, settings.public_url) == ("::1", "http://[::1]:8484")
 
 
+def test_driver_does_not_fill_the_log_with_tracebacks():
+    """asyncpg's pool tells of every attempt to reconnect; a failover would drown what Penstock says."""
+    code = """
+import logging
+from broker.log import configure
+configure("console")
+logging.getLogger("asyncpg.pool").warning("trying again")
+"""
+    assert said_by(code) == ("", "")
+
+
 # --- which connections are meant ------------------------------------------------------------------------------------
 
 
@@ -150,10 +161,24 @@ def test_null_means_without_organization():
     assert chosen_by(**NOTHING).empty
 
 
-def test_empty_name_is_refused():
-    """An unset variable of a script must not come to mean everybody."""
-    with pytest.raises(click.BadParameter, match="empty"):
-        Name().convert("", None, None)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("connections", "revoke", "--user", ""),
+        ("connections", "revoke", "--provider", "github", "--organization", ""),
+        ("connections", "list", "--provider", ""),
+        ("users", "offboard", ""),
+        ("api-keys", "create", ""),
+        ("api-keys", "create", "backend", "--environment", ""),
+        ("users", "offboard", "ada", "--environment", "No Such"),
+        ("users", "offboard", "ada", "--note", "x" * 201),
+    ],
+)
+def test_empty_or_impossible_name_is_a_usage_error(arguments: tuple[str, ...]):
+    """An unset variable of a script must not come to mean everybody, or every shared connection."""
+    refused = CliRunner().invoke(penstock, arguments)
+
+    assert refused.exit_code == 2, refused.output
 
 
 @pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T00:00:00Z", "2026-01-31T01:00:00+01:00"])
@@ -238,11 +263,17 @@ def test_vanishing_directory_is_gone_when_its_block_has_ended():
 
 def test_hardened_process_is_closed_to_others():
     """Not dumpable (prctl(2)): no core file, and no ptrace or /proc/pid/mem by another process of the user."""
-    code = (
-        "import ctypes, resource\nfrom broker.cli.hardening import harden\nharden()\n"
-        "print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))"
-    )
+    code = """
+import ctypes, resource
+from broker.cli.hardening import harden
+harden()
+print(ctypes.CDLL(None).prctl(3), resource.getrlimit(resource.RLIMIT_CORE))
+"""
+    assert said_by(code) == ("0 (0, 0)\n", "")
+
+
+def said_by(code: str) -> tuple[str, str]:
+    """Run code in a process of its own; return its output and its errors."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     said = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-
-    assert said.stdout == "0 (0, 0)\n"
+    return said.stdout, said.stderr
