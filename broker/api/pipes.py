@@ -111,7 +111,9 @@ async def authorize(request: ApiRequest, slug: FromPath[str]) -> views.Authorize
             config=body.config or {},
             intent=body.connection_intent or "compatibility",
             connected_account_id=body.connected_account_id,
-            account_display_name=body.account_display_name,
+            account_display_name=None
+            if body.account_display_name is msgspec.UNSET
+            else body.account_display_name or "",
         ),
     )
     public_url = services(request).settings.public_url

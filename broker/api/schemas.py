@@ -84,7 +84,7 @@ class AuthorizeRequest(Request, frozen=True, kw_only=True):
     config: dict[str, Text] | None = None
     connection_intent: Literal["add", "reauthorize"] | None = None
     connected_account_id: Text | None = None
-    account_display_name: Text | None = None
+    account_display_name: Text | UnsetType | None = UNSET
 
 
 class FinishRequest(Request, frozen=True, kw_only=True):

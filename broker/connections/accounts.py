@@ -216,6 +216,7 @@ class Accounts:
                 instance_url=tokens.instance_url if tokens else None,
                 config=found.config,
                 established_by_user_id=None,
+                account_display_name=None,
                 **self._ends(integration, given, answer, tokens, sent_at),
             )
             if not renewed:

@@ -34,7 +34,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     config: Mapping[str, str] = {}
     intent: Intent = "compatibility"
     connected_account_id: str | None = None
-    account_display_name: str | None = None
+    account_display_name: str | None = None  # None: not mentioned, so kept; empty: cleared
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):

@@ -167,6 +167,7 @@ class Connecting:
                 epoch=existing.epoch,
                 state="connected",
                 state_reason=None,
+                account_display_name=request.account_display_name,
                 **columns,
             )
         saved = await versions.stored(session, request.environment_id, connection_id)
@@ -186,7 +187,7 @@ class Connecting:
             connection_role=request.connection_role,
             state="connected",
             state_reason=None,
-            account_display_name=request.account_display_name,
+            account_display_name=request.account_display_name or None,
             account_identifier=None,
             **columns,
         )

@@ -237,6 +237,22 @@ async def test_account_is_chosen_by_id_or_by_being_the_only_one(accounts: Accoun
     assert (await accounts.delete(connected_account_id=made["id"])).status_code == 204
 
 
+async def test_label_given_when_connecting_is_kept_changed_or_cleared(accounts: Accounts):
+    """authorize takes a label too: absent keeps it, null clears it, and connecting again changes nothing else of it."""
+    shown = []
+    for fields in (
+        {"account_display_name": "Work"},
+        {},
+        {"account_display_name": "Home"},
+        {"account_display_name": None},
+    ):
+        hop = await accounts.backend.connect(accounts.user, **fields)
+        assert hop.status == 200, hop.text
+        shown.append((await accounts.get()).json()["account_display_name"])
+
+    assert shown == ["Work", "Work", "Home", None]
+
+
 # --- owners that never meet -----------------------------------------------------------------------------------------
 
 
@@ -292,9 +308,7 @@ async def test_organizations_own_account_is_another_than_its_members(backend: Ba
     assert (await backend.access_token("member", organization_id="org-own"))["access_token"] == "members"
 
 
-@pytest.mark.parametrize(
-    "user", ["a/b", "ü", "a b", "a+b", "a%2Fb", "a?b#c", "\U0001f511", "x" * 255, "null", "A"]
-)
+@pytest.mark.parametrize("user", ["a/b", "ü", "a b", "a+b", "a%2Fb", "a?b#c", "\U0001f511", "x" * 255, "null", "A"])
 async def test_ids_are_opaque_whatever_characters_they_have(backend: Backend, provider: HostileServer, user: str):
     """A user id in a path, percent-encoded, is the same user as in a body."""
 

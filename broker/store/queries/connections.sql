@@ -51,6 +51,7 @@ VALUES (:environment_id, :id, :integration_id, :user_id, :organization_id, :esta
 
 -- name: renew_connection
 -- New tokens from a consent or an import: version, fence and epoch move, so that whatever was under way is defeated.
+-- A label is kept where it is not mentioned (NULL) and cleared by an empty one.
 UPDATE connection
    SET version = version + 1, fence = fence + 1, epoch = epoch + 1, state = :state, state_reason = :state_reason, state_cause = NULL,
        state_since = CASE WHEN state = :state THEN state_since ELSE now() END, in_doubt = false, lease_holder = NULL,
@@ -59,7 +60,7 @@ UPDATE connection
        account_id = coalesce(:account_id, account_id), account_name = coalesce(:account_name, account_name),
        account_tenant_id = coalesce(:account_tenant_id, account_tenant_id), instance_url = :instance_url, config = :config,
        established_by_user_id = coalesce(:established_by_user_id, established_by_user_id),
-       last_refresh_error = NULL, updated_at = now()
+       account_display_name = nullif(coalesce(:account_display_name, account_display_name), ''), last_refresh_error = NULL, updated_at = now()
  WHERE environment_id = :environment_id AND id = :id AND epoch = :epoch AND state <> 'disconnected';
 
 -- name: update_connection_labels
