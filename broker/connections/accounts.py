@@ -200,6 +200,7 @@ class Accounts:
         sent_at = datetime.now(UTC)
         tokens, answer, state = await self._obtained(integration, given, found.config, held=held)
         async with self._database.transaction() as session:
+            await self._still(session, found, keeps_refresh_token=given.refresh_token is None)
             await versions.retire(session, found)
             renewed = await session.execute(
                 "renew_connection",
@@ -229,7 +230,29 @@ class Accounts:
             await self._record_update(session, caller, found, stored)
         return stored
 
+    @staticmethod
+    async def _still(session: Session, found: Connection, *, keeps_refresh_token: bool) -> None:
+        """Lock the connection; raise unless it is as it was read, so that nothing decided meanwhile is undone.
+
+        A refresh under way may have spent the refresh token already: it is not written back under its feet.
+        """
+        now = await versions.locked(session, found.environment_id, found.id)
+        if (now.epoch, now.version, now.state) != (found.epoch, found.version, found.state):
+            raise InvalidState("The connection changed meanwhile; read it again.")
+        if keeps_refresh_token and await session.value("is_leased", environment_id=now.environment_id, id=now.id):
+            raise InvalidState("The connection is being refreshed at this moment; ask again shortly.")
+
     async def _relabel(self, caller: Caller, found: Connection, given: Imported) -> Connection:
+        """Change what is said of a connection; its state only where the caller names one."""
+        async with self._database.transaction() as session:
+            now = await versions.locked(session, found.environment_id, found.id)
+            if now.state == "disconnected":
+                raise NotFound(f"This owner has no connected account at '{found.slug}'.")
+            if now.state_reason == "operator_forced" and given.state == "connected":
+                raise InvalidState("An operator demanded fresh consent; the person has to authorize again.")
+            return await self._relabelled(session, caller, now, given)
+
+    async def _relabelled(self, session: Session, caller: Caller, found: Connection, given: Imported) -> Connection:
         state: State = given.state or found.state
         ended = found.at_exp is not None and found.at_exp <= datetime.now(UTC) and not found.refreshable
         if state == "connected" and found.state != "connected" and ended:
@@ -237,14 +260,24 @@ class Accounts:
         reason = found.state_reason if state == found.state else None
         if state == "needs_reauthorization" and reason is None:
             reason = FORCED_BY_CALLER
-        async with self._database.transaction() as session:
-            if state == "connected" and await versions.current_tokens(session, self._vault, found) is None:
-                raise InvalidTokenCombination("There are no tokens to be connected with; bring some.")
-            scopes = given.scopes if given.scopes is not None else found.scopes
-            await self._write_labels(session, found, given, scopes, state, reason)
-            stored = await versions.stored(session, found.environment_id, found.id)
-            await self._record_update(session, caller, found, stored)
+        if state == "connected" and found.state != "connected":
+            await self._check_revivable(session, found)
+        scopes = given.scopes if given.scopes is not None else found.scopes
+        await self._write_labels(session, found, given, scopes, state, reason)
+        stored = await versions.stored(session, found.environment_id, found.id)
+        await self._record_update(session, caller, found, stored)
         return stored
+
+    async def _check_revivable(self, session: Session, found: Connection) -> None:
+        """Raise unless there are tokens to be connected with, and no refresh token that the provider has refused."""
+        tokens = await versions.current_tokens(session, self._vault, found)
+        if tokens is None:
+            raise InvalidTokenCombination("There are no tokens to be connected with; bring some.")
+        if tokens.refresh_token is None:
+            return
+        fingerprint = self._vault.keyring.fingerprint(found.environment_id, tokens.refresh_token)
+        if await session.value("dead_refresh_token", environment_id=found.environment_id, rt_fp=fingerprint):
+            raise InvalidTokenCombination("The provider has refused the stored refresh token; bring new tokens.")
 
     @staticmethod
     async def _write_labels(

@@ -35,33 +35,26 @@ class Revoke:
     async def disconnect(self, caller: Caller, connection: Connection, *, reason: str, note: str | None = None) -> None:
         """Make a connection a tombstone; from this commit on no token of it is handed out."""
         async with self._database.transaction() as session:
-            found = await self._locked(session, caller, connection.id)
+            found = await versions.locked(session, caller.environment_id, connection.id)
             if found.state != "disconnected":
                 await self.end(session, caller, [found], reason=reason, note=note)
 
     async def force_one(self, caller: Caller, connection_id: UUID, note: str | None) -> Connection:
         """Demand fresh consent for one connection; repeating it changes nothing."""
         async with self._database.transaction() as session:
-            found = await self._locked(session, caller, connection_id)
+            found = await versions.locked(session, caller.environment_id, connection_id)
             if found.state == "disconnected":
                 raise InvalidState("The connection is disconnected; the person has to connect anew.")
             await self.force(session, caller, [found], note=note)
-            return await self._locked(session, caller, connection_id)
+            return await versions.locked(session, caller.environment_id, connection_id)
 
     async def revoke_one(self, caller: Caller, connection_id: UUID, note: str | None) -> Connection:
         """End one connection on an operator's word; repeating it changes nothing."""
         async with self._database.transaction() as session:
-            found = await self._locked(session, caller, connection_id)
+            found = await versions.locked(session, caller.environment_id, connection_id)
             if found.state != "disconnected":
                 await self.end(session, caller, [found], reason="revoked", note=note)
-            return await self._locked(session, caller, connection_id)
-
-    @staticmethod
-    async def _locked(session: Session, caller: Caller, connection_id: UUID) -> Connection:
-        found = await session.one(Connection, "lock_connection", environment_id=caller.environment_id, id=connection_id)
-        if found is None:
-            raise NotFound("There is no such connection in this environment.")
-        return found
+            return await versions.locked(session, caller.environment_id, connection_id)
 
     # --- the two effects, on any number of connections, in the caller's transaction ---------------------------------
 

@@ -26,6 +26,14 @@ async def stored(session: Session | Database, environment_id: str, connection_id
     return found
 
 
+async def locked(session: Session, environment_id: str, connection_id: UUID) -> Connection:
+    """Return a connection as it now is, held until the transaction ends; raise `NotFound`."""
+    found = await session.one(Connection, "lock_connection", environment_id=environment_id, id=connection_id)
+    if found is None:
+        raise NotFound("There is no such connection in this environment.")
+    return found
+
+
 async def current_tokens(session: Session | Database, vault: Vault, connection: Connection) -> Tokens | None:
     """Return the token set that is current, None when there is none; raise `VaultError` when it cannot be opened."""
     held = await session.one(
@@ -91,7 +99,7 @@ async def revoke_later(
 
 async def note_unreadable(database: Database, environment_id: str, subject: Subject, exc: VaultError) -> None:
     """Put on record that a sealed secret could not be opened: lost keys, a damaged row, or somebody's hand in it."""
-    log.error("secret_unreadable", connection_id=str(subject.connection_id), error_code=exc.code)
+    log.error("secret_unreadable", connection_id=subject.connection_id, error_code=exc.code)
     async with database.transaction() as session:
         await records.record(
             session, system(environment_id), "secret_unreadable", subject, outcome="failed", reason=exc.code

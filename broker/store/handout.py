@@ -99,6 +99,7 @@ class HandOuts:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._give_up()
         for statement in self._idle:
             await statement._connection.close(timeout=2)
         self._idle.clear()
@@ -174,13 +175,17 @@ class HandOuts:
             self._missing -= 1
             try:
                 self._idle.append(await self._prepare())
-            except StoreUnavailable as exc:
+            except Exception as exc:  # a refused login, a missing table: nobody may wait for a lane that never comes
                 self._missing += 1
+                log.error("hand_out_lane_lost", error_type=error_type(exc))
                 if self._missing >= self._lanes and not self._idle:
-                    waiting, self._waiting = self._waiting, []
-                    _fail(waiting, exc)
+                    self._give_up()
                 return
         self._flush()
+
+    def _give_up(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        _fail(waiting, StoreUnavailable())
 
     async def _prepare(self) -> Any:
         connection = await self._database.connect()

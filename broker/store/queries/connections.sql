@@ -18,6 +18,10 @@ FROM connection c JOIN integration i ON (i.environment_id, i.id) = (c.environmen
 WHERE c.environment_id = :environment_id AND c.id = :id
 FOR UPDATE OF c;
 
+-- name: is_leased
+-- Whether a refresh of this connection is under way.
+SELECT lease_until >= now() FROM connection WHERE environment_id = :environment_id AND id = :id;
+
 -- name: lock_compatibility_connection
 -- The connection that fills an owner's compatibility slot, held until the transaction ends.
 SELECT {connection_columns}
