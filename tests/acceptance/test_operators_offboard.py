@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from broker.worker import Worker
 from tests.hostile.browser import Browser
 from tests.rig.acme import Acme, configure, running_acme
 
@@ -124,15 +125,13 @@ async def test_withheld_tokens_are_erased_after_a_week_and_revoked(acme: Acme):
     await acme.backend.connect("hal")
     grant = acme.provider.journal.grants[-1]
     await acme.admin("POST", f"/admin/connections/{await acme.connection_id('hal')}/reauthorize", {})
-    assert await acme.services.revoke.purge_withheld() == 0
+    await Worker(acme.services).sweep()
+    assert await acme.secrets_of("hal") == 1
     await acme.database.execute("UPDATE connection SET state_since = now() - interval '8 days' WHERE user_id = 'hal'")
 
-    assert await acme.services.revoke.purge_withheld() == 1
+    await Worker(acme.services).sweep()
 
-    secrets = (
-        "SELECT count(*) FROM secret_version s JOIN connection c ON c.id = s.connection_id WHERE c.user_id = 'hal'"
-    )
-    assert await acme.value(secrets) == 0
+    assert await acme.secrets_of("hal") == 0
     await acme.revoke_all_due()
     assert not acme.provider.is_live(grant)
     assert (await acme.shown("hal"))["state"] == "needs_reauthorization"

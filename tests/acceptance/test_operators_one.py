@@ -250,7 +250,43 @@ async def test_disconnect_beats_a_refresh_under_way_and_its_tokens_are_revoked(a
     await acme.revoke_all_due()
     assert refresh.issued_refresh_token in {entry.token for entry in acme.provider.journal.revocations()}
     assert not acme.provider.is_live(refresh.grant)
-    secrets = (
-        "SELECT count(*) FROM secret_version s JOIN connection c ON c.id = s.connection_id WHERE c.user_id = 'kim'"
-    )
-    assert await acme.value(secrets) == 0
+    assert await acme.secrets_of("kim") == 0
+
+
+async def test_new_consent_beats_an_older_refresh_under_way(acme: Acme):
+    """Forced and connected anew while a refresh hangs: its late answer does not replace the new grant (T-60)."""
+    await acme.backend.connect("lea")
+    await acme.expire("lea")
+    acme.provider.once(latency=0.7)
+    calling = asyncio.create_task(acme.backend.token("lea"))
+    await acme.provider.until(lambda journal: journal.refreshes() and not journal.refreshes()[-1].finished_at)
+    await act(acme, "lea", "reauthorize")
+    await acme.backend.connect("lea")
+    new = await acme.backend.access_token("lea")
+
+    await calling
+    await acme.provider.settled()
+    await acme.services.reconciler.run()
+
+    assert (await acme.backend.access_token("lea"))["access_token"] == new["access_token"]
+    assert acme.provider.accepts(new["access_token"])
+    assert await acme.secrets_of("lea") == 2  # the new grant's, and the late answer's, which nobody is handed
+
+
+async def test_grant_ended_at_the_provider_is_noticed_once(acme: Acme):
+    """The person withdraws it in the provider's own settings: many callers, one change of state, one event (T-61)."""
+    await acme.backend.connect("mia")
+    grant = acme.provider.grant_of((await acme.backend.access_token("mia"))["access_token"])
+    assert grant is not None
+    acme.provider.revoke_grant(grant)
+    await acme.expire("mia")
+
+    answers = await asyncio.gather(*(acme.backend.token("mia") for _ in range(20)))
+    answers += [await acme.backend.token("mia") for _ in range(3)]
+
+    assert {answer.json()["reason"] for answer in answers} == {"revoked"}
+    changes = "SELECT count(*) FROM audit_record WHERE user_id = 'mia' AND action = 'state_changed'"
+    assert await acme.value(changes) == 1
+    told = [name for name in await events_of(acme, "mia") if name.endswith("reauthorization_needed")]
+    assert len(told) == len(set(told)) == 2
+    assert len(acme.provider.journal.refreshes(grant)) == 1

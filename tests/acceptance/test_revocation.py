@@ -35,16 +35,6 @@ async def disconnected(acme: Acme, user: str) -> str:
     return grant
 
 
-async def secrets_of(acme: Acme, user: str) -> int:
-    """Return how many sealed token sets of a user's connections there are."""
-    return int(
-        await acme.value(
-            "SELECT count(*) FROM secret_version s JOIN connection c ON c.id = s.connection_id WHERE c.user_id = $1",
-            user,
-        )
-    )
-
-
 async def revocation(acme: Acme, user: str) -> dict[str, object]:
     found = (await acme.shown(user))["upstream_revocation"]
     assert isinstance(found, dict)
@@ -67,7 +57,7 @@ async def test_disconnect_ends_the_grant_at_the_provider(acme: Acme):
     assert not acme.provider.is_live(grant)
     seen = await revocation(acme, "ada")
     assert (seen["status"], seen["attempts"], seen["next_attempt_at"]) == ("succeeded", 1, None)
-    assert await secrets_of(acme, "ada") == 0
+    assert await acme.secrets_of("ada") == 0
     assert (await acme.shown("ada"))["token"] is None
 
 
@@ -85,7 +75,7 @@ async def test_each_answer_to_a_revocation_is_read(acme: Acme, answer: str, stat
 
     seen = await revocation(acme, user)
     assert (seen["status"], seen["attempts"], seen["last_error"]) == (status, 1, error)
-    assert await secrets_of(acme, user) == (1 if status == "pending" else 0)
+    assert await acme.secrets_of(user) == (1 if status == "pending" else 0)
     assert acme.provider.is_live(grant)
     assert "/revoke-elsewhere" not in {entry.path for entry in acme.provider.journal.entries}
 
@@ -157,7 +147,7 @@ async def test_revocation_is_given_up_after_a_day_and_its_tokens_erased(acme: Ac
 
     seen = await revocation(acme, "eve")
     assert (seen["status"], seen["next_attempt_at"], seen["last_error"]) == ("failed", None, "http_503")
-    assert await secrets_of(acme, "eve") == 0
+    assert await acme.secrets_of("eve") == 0
 
 
 async def test_tokens_that_the_sweep_erased_first_count_as_given_up(acme: Acme):
@@ -180,12 +170,12 @@ async def test_provider_without_revocation_leaves_nothing_sealed(acme: Acme):
     """Where nobody can be told, the tokens are erased with the disconnect itself."""
     await acme.backend.add_provider("plain")
     await acme.backend.connect("gus", "plain")
-    assert await secrets_of(acme, "gus") == 1
+    assert await acme.secrets_of("gus") == 1
 
     assert (await acme.backend.disconnect("gus", "plain")).status_code == 204
 
     assert (await acme.shown("gus", "plain"))["upstream_revocation"]["status"] == "unsupported"
-    assert await secrets_of(acme, "gus") == 0
+    assert await acme.secrets_of("gus") == 0
 
 
 async def test_connection_without_tokens_has_nothing_to_revoke(acme: Acme):

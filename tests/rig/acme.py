@@ -6,7 +6,7 @@ PENSTOCK_PROVIDER_HOSTS sends it to the hostile server, as development does with
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import asyncpg
 
 from broker.api.services import Services
 from tests.hostile import HostileServer, Knobs
+from tests.hostile.knobs import Endpoint
 from tests.rig.backend import CLIENT_ID, CLIENT_SECRET, Backend
 from tests.rig.server import Penstock, running_penstock
 
@@ -80,6 +81,13 @@ class Acme:
         assert answer.is_success, answer.text
         return dict(answer.json())
 
+    async def secrets_of(self, user: str) -> int:
+        """Return how many sealed token sets of a user's connections there are."""
+        counted = (
+            "SELECT count(*) FROM secret_version s JOIN connection c ON c.id = s.connection_id WHERE c.user_id = $1"
+        )
+        return int(await self.value(counted, user))
+
     async def expire(self, user: str) -> None:
         """Let a user's access token be over, and its refresh be allowed at once."""
         await self.database.execute(
@@ -105,6 +113,7 @@ async def running_acme(
     *,
     slug: str = "acme",
     descriptor: str = DESCRIPTOR,
+    hosts: Sequence[str] = (HOST,),
     knobs: Knobs | None = None,
     worker: bool = False,
     **variables: str,
@@ -113,10 +122,11 @@ async def running_acme(
     descriptors = home / "descriptors"
     descriptors.mkdir()
     (descriptors / f"{slug}.toml").write_text(descriptor)
-    async with HostileServer(knobs=knobs, routes={f"/_host/{HOST}/authorize": "authorize"}) as provider:
+    routes: dict[str, Endpoint] = {f"/_host/{host}/authorize": "authorize" for host in hosts}
+    async with HostileServer(knobs=knobs, routes=routes) as provider:
         settings = {
             "PENSTOCK_PROVIDERS_DIR": str(descriptors),
-            "PENSTOCK_PROVIDER_HOSTS": f"{HOST}={provider.url}",
+            "PENSTOCK_PROVIDER_HOSTS": ",".join(f"{host}={provider.url}" for host in hosts),
             "PENSTOCK_OUTBOUND_ALLOW": f"127.0.0.1:{provider.port}",  # for custom providers beside it
             **variables,
         }
