@@ -45,11 +45,24 @@ def configure(style: Literal["console", "json"]) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(WithoutValues("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("httpx", "httpcore", "hpack", "asyncio", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Its pool warns with a traceback at each attempt to reconnect; what fails meanwhile says so by itself.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
+
+
+class WithoutValues(logging.Formatter):
+    """Lines of other people's code: an exception is named with its place; its text may hold values of ours."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  the library's name
+        exc = ei[1]
+        return f"{error_type(exc)} at {where(exc)}" if exc is not None else ""
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802  likewise
+        return ""
 
 
 def allow_listed(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

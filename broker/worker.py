@@ -83,9 +83,12 @@ class Worker:
 
     async def last_use(self) -> None:
         """Note, to the minute, which API keys were used."""
-        seen, self._services.hand_outs.seen_keys = self._services.hand_outs.seen_keys, set()
+        sources = (self._services.hand_outs, self._services.api_keys)
+        seen = set().union(*(source.seen_keys for source in sources))
         if seen:
             await self._services.database.execute("touch_api_keys", key_ids=list(seen))
+        for source in sources:
+            source.seen_keys -= seen  # only now: a write that failed is made up for a minute later
 
     async def sweep(self) -> None:
         """Erase what is past its time."""
@@ -96,4 +99,5 @@ class Worker:
         await database.execute("purge_requests")
         await database.execute("purge_receipts")
         await database.execute("purge_idempotency_keys")
+        await database.execute("purge_history")
         await database.execute("purge_retired_secrets")

@@ -42,6 +42,7 @@ class ApiKeys:
 
     def __init__(self, database: Database, keyring: Keyring) -> None:
         self._database, self._keyring = database, keyring
+        self.seen_keys: set[UUID] = set()  # keys used since they were last noted, beside the hot path's own
 
     async def authenticate(self, presented: str | None, info: RequestInfo) -> Caller:
         """Return whose key this is; raise `Unauthorized`, the same for every kind of bad key."""
@@ -50,6 +51,7 @@ class ApiKeys:
         found = await self._database.one(ApiKey, "api_key_by_digest", digest=self._keyring.api_key_digest(presented))
         if found is None:
             raise Unauthorized
+        self.seen_keys.add(found.id)
         return Caller(
             environment_id=found.environment_id,
             actor_type="api_key",

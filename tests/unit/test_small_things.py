@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
+import sys
 import uuid
 
 import msgspec
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import ids
-from broker.log import allow_listed, where
+from broker.log import WithoutValues, allow_listed, where
 from broker.secret import Secret
 
 CANARY = "CANARY_secret_0123456789"
@@ -91,3 +93,22 @@ def test_where_an_error_came_from_is_told_without_its_values():
 
     assert "fails" in where(raised.value)
     assert CANARY not in where(raised.value)
+
+
+def test_other_peoples_log_lines_name_an_exception_without_its_text(capsys: pytest.CaptureFixture[str]):
+    """A driver's or a framework's traceback becomes one line: what kind of error, and where; never its text."""
+    logger = logging.getLogger("somebody.else")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(WithoutValues("%(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        raise ValueError(CANARY)
+    except ValueError:
+        logger.exception("it broke")
+    finally:
+        logger.removeHandler(handler)
+    shown = capsys.readouterr().out
+
+    assert shown.startswith("ERROR it broke\nValueError at test_other_peoples")
+    assert CANARY not in shown
+    assert len(shown.splitlines()) == 2

@@ -46,6 +46,7 @@ ACROSS = {
         "purge_requests",
         "purge_receipts",
         "purge_secrets",
+        "purge_history",
         "purge_idempotency_keys",
         "purge_retired_secrets",
         "touch_api_keys",

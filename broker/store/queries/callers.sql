@@ -71,3 +71,14 @@ DELETE FROM idempotency_key WHERE created_at < now() - interval '24 hours';
 -- name: ready
 -- The database answers, and is one that can be written to.
 SELECT NOT pg_is_in_recovery();
+
+-- name: purge_history
+-- Rows that only tell of what is over: attempts, events, settled revocations and finished operations, kept for ninety days.
+WITH attempts AS (
+    DELETE FROM refresh_intent WHERE finished_at < now() - interval '90 days'
+), events AS (
+    DELETE FROM event WHERE created_at < now() - interval '90 days'
+), jobs AS (
+    DELETE FROM revocation_job WHERE status <> 'pending' AND created_at < now() - interval '90 days'
+)
+DELETE FROM operation WHERE finished_at < now() - interval '90 days';
