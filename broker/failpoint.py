@@ -1,4 +1,4 @@
-"""Failpoints: named places where a test kills, raises or sleeps (reliability.md 8.2); refused in production.
+"""Failpoints: named places where a test kills, raises or hangs (reliability.md 8.2); refused in production.
 
 `PENSTOCK_FAILPOINT=name:kill|raise|sleep` arms one. Unarmed, a failpoint is one comparison.
 """
@@ -9,6 +9,27 @@ import os
 import signal
 import time
 
+from broker.errors import ConfigurationError
+
+NAMES = frozenset(
+    {
+        "lease.before",
+        "lease.after",
+        "http.before_send",
+        "http.after_body",
+        "receipt.before",
+        "receipt.after",
+        "parse.mid",
+        "commit.before",
+        "commit.mid",
+        "commit.after",
+        "orphan.before",
+        "handout.before_audit",
+        "handout.after_audit",
+    }
+)
+EFFECTS = frozenset({"kill", "raise", "sleep"})
+
 _armed: tuple[str, str] | None = None
 
 
@@ -17,12 +38,15 @@ class FailpointReached(Exception):
 
 
 def arm(setting: str | None) -> None:
-    """Arm the failpoint that the setting names, or none."""
+    """Arm the failpoint that the setting names, or none. Raise `ConfigurationError` for one that does not exist."""
     global _armed
     if setting is None:
         _armed = None
         return
     name, _, effect = setting.partition(":")
+    if name not in NAMES or (effect or "kill") not in EFFECTS:
+        remedy = f"Write name:kill, name:raise or name:sleep; the names are {', '.join(sorted(NAMES))}."
+        raise ConfigurationError("PENSTOCK_FAILPOINT", "names a failpoint that does not exist", remedy)
     _armed = (name, effect or "kill")
 
 
