@@ -1,24 +1,29 @@
 """The hot path's own connections: concurrent hand-outs share one prepared statement, one snapshot and one commit.
 
-A batch goes as soon as a lane is free and holds whatever was asked for meanwhile; nobody waits for a timer.
+A batch goes as soon as a lane is free and holds whatever was asked for meanwhile; nobody waits for a timer. A lane
+whose statement failed is closed and another opened: nobody waits longer than one statement and one connection may take.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Sequence
 from datetime import datetime
-from typing import Any
+from time import monotonic
+from typing import Any, Self
 from uuid import UUID
 
-import asyncpg
 import msgspec
 
 from broker.errors import StoreUnavailable
-from broker.log import error_type, log
+from broker.failpoint import failpoint
+from broker.log import error_type, log, where
 from broker.store.postgres import STATEMENTS, Database, store_errors
 
+PATIENCE = 3.0  # seconds for a statement, and as many for a new connection
 _LARGEST_BATCH = 128
 _WORTH_A_LANE = 16
+_BETWEEN_TRIES = 0.5  # seconds between attempts to open a further lane while others serve
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -70,8 +75,8 @@ class Held(msgspec.Struct, frozen=True):
     ct: bytes | None
     remaining: float | None  # seconds; None: the provider states no expiry
     above_floor: bool
-    refresh_due: bool
-    refresh_failing: bool | None  # due, and the last attempt came to nothing
+    refresh_due: bool  # and nobody is at it, or was told to wait
+    refresh_failing: bool | None  # it is due, and the last attempt came to nothing
     lasts: bool
     serve: bool
 
@@ -81,31 +86,34 @@ class HandOuts:
 
     def __init__(self, database: Database, *, lanes: int = 2) -> None:
         self._database, self._lanes = database, lanes
-        self._idle: list[Any] = []  # prepared statements that wait for a batch
-        self._missing = 0  # lanes whose connection is gone
+        self._idle: list[_Lane] = []
+        self._busy = 0
+        self._opening = False
+        self._failed_at = -_BETWEEN_TRIES  # when a lane could last not be opened, on the monotonic clock
         self._waiting: list[tuple[Ask, asyncio.Future[Held]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._scheduled = False
-        self._closed = False
+        self._scheduled = self._closed = False
         self.seen_keys: set[UUID] = set()  # API keys used since somebody last looked
 
     async def open(self) -> None:
         """Connect the lanes; raise `StoreUnavailable`."""
         for _ in range(self._lanes):
-            self._idle.append(await self._prepare())
+            self._idle.append(await _Lane.opened(self._database))
 
     async def close(self) -> None:
         self._closed = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._give_up()
-        for statement in self._idle:
-            await statement._connection.close(timeout=2)
+        self._fail_waiting(StoreUnavailable())
+        for lane in self._idle:
+            await lane.close()
         self._idle.clear()
 
     async def ask(self, ask: Ask) -> Held:
         """Return what *ask* found; raise `StoreUnavailable` when nobody can tell, and then nothing was handed out."""
+        if self._closed:
+            raise StoreUnavailable
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Held] = loop.create_future()
         self._waiting.append((ask, future))
@@ -114,92 +122,136 @@ class HandOuts:
             loop.call_soon(self._flush)  # after the other requests that arrived in this turn of the loop
         return await future
 
+    # --- who goes when ----------------------------------------------------------------------------------------------
+
     def _flush(self) -> None:
         self._scheduled = False
-        if any(lane._connection.is_closed() for lane in self._idle):  # a restarted server has closed them all
-            living = [lane for lane in self._idle if not lane._connection.is_closed()]
-            self._missing += len(self._idle) - len(living)
-            self._idle = living
-        if self._missing:
-            self._start(self._reconnect())
-        if not self._idle and self._missing == self._lanes:
+        if self._closed:
             return
+        self._idle = [lane for lane in self._idle if not lane.closed]
+        self._open_missing()
         while self._waiting and self._idle and self._is_worth_a_lane():
             batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+            self._busy += 1
             self._start(self._run(self._idle.pop(), batch))
 
     def _is_worth_a_lane(self) -> bool:
         """While one batch is under way, gather the next: two small commits cost the database more than one."""
-        under_way = self._lanes - self._missing - len(self._idle)
-        return under_way == 0 or len(self._waiting) >= _WORTH_A_LANE
+        return self._busy == 0 or len(self._waiting) >= _WORTH_A_LANE
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, statement: Any, batch: list[tuple[Ask, asyncio.Future[Held]]]) -> None:
-        columns = zip(*(msgspec.structs.astuple(ask) for ask, _ in batch), strict=True)
+    # --- a batch ----------------------------------------------------------------------------------------------------
+
+    async def _run(self, lane: _Lane, batch: list[tuple[Ask, asyncio.Future[Held]]]) -> None:
         try:
-            with store_errors():
-                records = await statement.fetch(*columns)
-        except StoreUnavailable as exc:
-            statement._connection.terminate()
-            self._missing += 1
-            _fail(batch, exc)
-        except asyncpg.PostgresError as exc:  # no record could be written, so nothing was handed out
-            self._idle.append(statement)
-            log.error("hand_out_refused", error_type=error_type(exc))
-            _fail(batch, StoreUnavailable())
+            held = await lane.hand_out([ask for ask, _ in batch])
         except BaseException as exc:
-            self._idle.append(statement)
-            _fail(batch, exc)
-            raise
+            lane.terminate()
+            _fail(batch, _as_unavailable(exc))
+            if isinstance(exc, asyncio.CancelledError):
+                raise
         else:
-            self._idle.append(statement)
-            self._answer(batch, records)
+            self._idle.append(lane)
+            for (_, future), row in zip(batch, held, strict=True):
+                if row.key_id is not None:
+                    self.seen_keys.add(row.key_id)
+                if not future.done():
+                    future.set_result(row)
         finally:
-            if self._waiting and not self._closed:  # those who gathered meanwhile, whatever became of this batch
+            self._busy -= 1
+            self._flush()
+
+    # --- lanes that are gone ----------------------------------------------------------------------------------------
+
+    def _open_missing(self) -> None:
+        serving = len(self._idle) + self._busy
+        if self._opening or serving == self._lanes:
+            return
+        if serving and monotonic() - self._failed_at < _BETWEEN_TRIES:
+            return
+        self._opening = True
+        self._start(self._open())
+
+    async def _open(self) -> None:
+        try:
+            while len(self._idle) + self._busy < self._lanes:
+                self._idle.append(await _Lane.opened(self._database))
                 self._flush()
+        except Exception as exc:
+            self._failed_at = monotonic()
+            log.warning("hand_out_lane_not_opened", error_type=error_type(exc), where=where(exc))
+            if not self._idle and not self._busy:
+                self._fail_waiting(_as_unavailable(exc))
+        finally:
+            self._opening = False
 
-    def _answer(self, batch: list[tuple[Ask, asyncio.Future[Held]]], records: list[Any]) -> None:
-        for (_, future), record in zip(batch, records, strict=True):
-            if not future.done():
-                held = Held(*record)
-                if held.key_id is not None:
-                    self.seen_keys.add(held.key_id)
-                future.set_result(held)
-
-    async def _reconnect(self) -> None:
-        while self._missing and not self._closed:
-            self._missing -= 1
-            try:
-                self._idle.append(await self._prepare())
-            except Exception as exc:  # a refused login, a missing table: nobody may wait for a lane that never comes
-                self._missing += 1
-                log.error("hand_out_lane_lost", error_type=error_type(exc))
-                if self._missing >= self._lanes and not self._idle:
-                    self._give_up()
-                return
-        self._flush()
-
-    def _give_up(self) -> None:
+    def _fail_waiting(self, exc: StoreUnavailable) -> None:
         waiting, self._waiting = self._waiting, []
-        _fail(waiting, StoreUnavailable())
+        _fail(waiting, exc)
 
-    async def _prepare(self) -> Any:
-        connection = await self._database.connect()
-        hand_out = STATEMENTS["hand_out"]
+
+class _Lane:
+    """One connection with the statement prepared."""
+
+    def __init__(self, connection: Any, statement: Any) -> None:
+        self._connection, self._statement = connection, statement
+
+    @classmethod
+    async def opened(cls, database: Database) -> Self:
+        """Connect and prepare; raise `StoreUnavailable`."""
         with store_errors():
-            # The plan is the same for every batch; making it anew costs more than the batch (0.5 of 0.9 ms).
-            await connection.execute("SET plan_cache_mode = force_generic_plan")
-            statement = await connection.prepare(hand_out.sql)
-        if tuple(column.name for column in statement.get_attributes()) != Held.__struct_fields__:
-            raise TypeError("hand_out's columns are not the fields of Held")
-        return statement
+            async with asyncio.timeout(PATIENCE):
+                connection = await database.connect()
+                try:
+                    return cls(connection, await _prepared(connection))
+                except BaseException:
+                    connection.terminate()
+                    raise
+
+    async def hand_out(self, asks: Sequence[Ask]) -> list[Held]:
+        """Run the statement for *asks*; what it serves is on record when this returns."""
+        columns = zip(*(msgspec.structs.astuple(ask) for ask in asks), strict=True)
+        failpoint("handout.before_audit")
+        with store_errors():
+            records = await self._statement.fetch(*columns, timeout=PATIENCE)
+        failpoint("handout.after_audit")
+        return [Held(*record) for record in records]
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._connection.is_closed())
+
+    def terminate(self) -> None:
+        self._connection.terminate()
+
+    async def close(self) -> None:
+        with store_errors():
+            await self._connection.close(timeout=2)
 
 
-def _fail(batch: list[tuple[Ask, asyncio.Future[Held]]], exc: BaseException) -> None:
+async def _prepared(connection: Any) -> Any:
+    # The plan is the same for every batch; making it anew costs more than the batch (0.5 of 0.9 ms).
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    statement = await connection.prepare(STATEMENTS["hand_out"].sql)
+    if tuple(column.name for column in statement.get_attributes()) != Held.__struct_fields__:
+        raise TypeError("hand_out's columns are not the fields of Held")
+    return statement
+
+
+def _as_unavailable(exc: BaseException) -> StoreUnavailable:
+    """No record, no token, whatever the database's reason: a full disk, a trigger, a plan that is out of date."""
+    if isinstance(exc, StoreUnavailable):
+        return exc
+    if not isinstance(exc, asyncio.CancelledError):
+        log.error("hand_out_refused", error_type=error_type(exc), where=where(exc))
+    return StoreUnavailable()
+
+
+def _fail(batch: Sequence[tuple[Ask, asyncio.Future[Held]]], exc: StoreUnavailable) -> None:
     for _, future in batch:
         if not future.done():
-            future.set_exception(exc if isinstance(exc, Exception) else StoreUnavailable())
+            future.set_exception(exc)
