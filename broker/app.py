@@ -37,6 +37,7 @@ from broker.connections.reconcile import Reconciler
 from broker.connections.refresh import RefreshEngine
 from broker.connections.revoke import Revoke
 from broker.connections.rewrap import Rewrap
+from broker.connections.ruling import Ruling
 from broker.connections.settle import Settlement
 from broker.connections.supervisor import RefreshSupervisor
 from broker.connections.upstream import UpstreamRevocation
@@ -82,7 +83,7 @@ async def open_services(
         hand_outs = HandOuts(database)
         await hand_outs.open()
         stack.push_async_callback(hand_outs.close)
-        wake_ups = WakeUps(database)
+        wake_ups = WakeUps(database, redis_url=settings.redis_url)
         await wake_ups.open()
         stack.push_async_callback(wake_ups.close)
         outbound = Outbound(allow=settings.outbound_allow, provider_hosts=settings.provider_hosts)
@@ -117,9 +118,10 @@ def _compose(
         development=development,
         provider_hosts=settings.provider_hosts,
     )
-    settlement = Settlement(database, jitter=_jitter)
+    settlement = Settlement(database, wake_ups, jitter=_jitter)
+    ruling = Ruling(vault, providers, settlement, random=_jitter)
     holder = f"{socket.gethostname()}/{os.getpid()}/{ids.random_token('', size=6)}"
-    engine = RefreshEngine(database, vault, providers, settlement, wake_ups, holder=holder, random=_jitter)
+    engine = RefreshEngine(database, vault, providers, ruling, settlement, wake_ups, holder=holder, random=_jitter)
     supervisor = RefreshSupervisor(engine.refresh)
     attempts = Attempts(database, vault, providers)
     connecting = Connecting(database, vault, CodeExchange(vault, providers, jitter=_jitter), attempts)
@@ -143,7 +145,7 @@ def _compose(
         revoke=revoke,
         upstream=upstream,
         rewrap=Rewrap(database, keyring),
-        reconciler=Reconciler(database, engine, settlement, revoke),
+        reconciler=Reconciler(database, providers, engine, ruling, settlement, revoke),
         keep_alive=KeepAlive(database, supervisor),
         hand_outs=hand_outs,
         pages=Pages(secure=settings.secure_cookies),

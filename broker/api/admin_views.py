@@ -9,8 +9,8 @@ from uuid import UUID
 from broker import ids
 from broker.api.services import Services
 from broker.audit.records import AuditRecord
-from broker.connections.access import missing_scopes
 from broker.connections.directory import RevocationStatus, Seen
+from broker.connections.issuing import missing_scopes
 from broker.connections.operations import Matched, Operation, Upstream
 from broker.connections.wire import timestamp
 

@@ -25,8 +25,8 @@ from broker.api.requests import (
 )
 from broker.api.services import Services
 from broker.callers.model import RequestInfo
-from broker.connections.access import Inactive, IssuedToken
 from broker.connections.authorize import Start
+from broker.connections.issuing import Inactive, IssuedToken
 from broker.connections.wire import connected_account
 from broker.errors import CallerError, InvalidRequest
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from broker.connections.access import TokenQuery
+from broker.connections.issuing import TokenQuery
 from broker.connections.model import Ownership
 from broker.secret import Secret
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from broker.connections.access import Inactive, IssuedToken
+from broker.connections.issuing import Inactive, IssuedToken
 from broker.connections.model import Integration, Ownership
 from broker.connections.wire import ConnectedAccount, timestamp
 from broker.ids import CONNECTION, to_wire

@@ -20,6 +20,7 @@ Action = Literal[
     "reauthorized",
     "token_issued",
     "token_denied",
+    "token_rejected",
     "refreshed",
     "state_changed",
     "disconnected",

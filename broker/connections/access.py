@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from functools import lru_cache
-from typing import Literal
 from uuid import UUID
-
-import msgspec
 
 from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, RequestInfo
-from broker.connections.model import Connection, Owner, Ownership, Tokens
+from broker.connections.issuing import Inactive, IssuedToken, TokenQuery, issued
+from broker.connections.model import Connection, Owner, Tokens
 from broker.connections.providers import Providers
 from broker.connections.settle import condemn_connection
 from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
@@ -31,67 +27,11 @@ from broker.errors import (
     Unauthorized,
     VaultError,
 )
-from broker.oauth.model import ProviderDescriptor
-from broker.secret import Secret
 from broker.store.handout import Ask, HandOuts, Held
 from broker.store.postgres import Database
 
 REFRESH_WAIT = 25.0  # seconds a caller waits for a refresh; the refresh goes on without them
-
-
-class TokenQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller asks for (pipes-api.md 4.1 and 14.2)."""
-
-    slug: str
-    user_id: str
-    organization_id: str | None = None
-    ownership: Ownership = "user"
-    connected_account_id: str | None = None
-    plural: bool = False
-    min_ttl: int = 0  # seconds
-    rejected_token_id: str | None = None
-    purpose: str | None = None
-    expected_instance_url: str | None = None
-    expected_account_id: str | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Say whether the hand-out may be decided in the store, in one statement, with nothing to compare first."""
-        return (
-            self.rejected_token_id is None
-            and self.expected_instance_url is None
-            and self.expected_account_id is None
-            and self.connected_account_id is None
-            and not self.plural
-        )
-
-
-class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
-    """A token that is on its way out; its audit record is durable."""
-
-    access_token: Secret
-    token_type: str
-    token_id: str
-    connection_id: UUID
-    expires_at: datetime | None
-    expires_in: int | None  # whole seconds
-    scopes: list[str]
-    missing_scopes: list[str]
-    metadata: dict[str, str]
-    instance_url: str | None
-    account_id: str | None
-    account_name: str | None
-    degraded: bool
-    config: dict[str, str]
-
-
-class Inactive(msgspec.Struct, frozen=True, kw_only=True):
-    """There is no token to be had; the person has to act."""
-
-    error: Literal["not_installed", "needs_reauthorization"]
-    reason: str
-    since: datetime | None = None
-    connection_id: UUID | None = None
+ROUNDS = 5  # of looking and deciding, while the connection changes under the caller's hands
 
 
 class TokenAccess:
@@ -119,7 +59,7 @@ class TokenAccess:
         held = await self._hand_outs.ask(_ask(key_digest, query, info, take=query.plain))
         if held.serve:
             if held.refresh_due:
-                self._supervisor.start(_key(held))
+                self._supervisor.begin(_key(held))
             return await self._issued(held, degraded=bool(held.refresh_failing))
         caller = _allowed(held, query, info)
         chosen = await self._chosen(held, query, caller)
@@ -138,7 +78,7 @@ class TokenAccess:
             "owner_connections",
             environment_id=caller.environment_id,
             integration_id=held.integration_id,
-            user_key=_user_key(query),
+            user_key=query.user_key,
             organization_key=query.organization_id or "",
         )
         if query.connected_account_id is not None:
@@ -156,7 +96,7 @@ class TokenAccess:
             "last_ended_connection",
             environment_id=caller.environment_id,
             integration_id=held.integration_id,
-            user_key=_user_key(query),
+            user_key=query.user_key,
             organization_key=query.organization_id or "",
         )
         if ended is None:
@@ -178,34 +118,61 @@ class TokenAccess:
     async def _careful(
         self, key_digest: bytes, connection_id: UUID, query: TokenQuery, caller: Caller
     ) -> IssuedToken | Inactive:
-        """Look, decide, refresh if need be, look again, and only then hand out, the version that was decided on."""
-        looked = await self._look(key_digest, connection_id, query, caller)
-        inactive = await self._unservable(looked, query, caller)
-        if inactive is not None:
-            return inactive
-        rejected = query.rejected_token_id is not None and query.rejected_token_id == self._token_id(looked)
-        result: RefreshResult | None = None
-        if rejected or not looked.above_floor or not looked.lasts:
-            if looked.refreshable:
-                result = await self._supervisor.wait(_key(looked), REFRESH_WAIT)
-            elif rejected or not looked.above_floor:
-                await self._lapse(looked, rejected=rejected)
-            looked, seen = await self._look(key_digest, connection_id, query, caller), looked
+        """Look, decide, refresh at most once, look again; hand out the version that was decided on and no other."""
+        tried: RefreshResult | None = None
+        for _ in range(ROUNDS):
+            looked = await self._look(key_digest, connection_id, query, caller)
             inactive = await self._unservable(looked, query, caller)
             if inactive is not None:
                 return inactive
-            if not looked.above_floor or (rejected and looked.version == seen.version):
-                raise _no_token(result)
-        elif looked.refresh_due:
-            self._supervisor.start(_key(looked))
-        unrenewed = result is not None and result.kind != "renewed" and not looked.lasts
-        degraded = bool(looked.refresh_failing or (unrenewed and looked.refreshable))
+            rejected = query.rejected_token_id == self._token_id(looked)
+            if rejected and looked.above_floor:
+                await self._withhold(looked, query, caller)
+            elif not looked.above_floor and not looked.refreshable:
+                await self._lapse(looked, rejected=rejected)
+            elif not looked.above_floor and tried is not None:
+                raise _no_token(tried)
+            elif looked.refreshable and tried is None and not (looked.above_floor and looked.lasts):
+                tried = await self._supervisor.wait(_key(looked), REFRESH_WAIT)
+            else:
+                token = await self._taken(key_digest, looked, query, caller, tried)
+                if token is not None:
+                    return token
+        raise ProviderUnavailable("The connection keeps changing; ask again.")
+
+    async def _taken(
+        self, key_digest: bytes, looked: Held, query: TokenQuery, caller: Caller, tried: RefreshResult | None
+    ) -> IssuedToken | None:
+        """Hand out the version that was looked at; None when it has changed since."""
+        if looked.refresh_due:
+            self._supervisor.begin(_key(looked))
         taken = await self._hand_outs.ask(
-            _ask(key_digest, query, caller.request, take=True, connection_id=connection_id, version=looked.version)
+            _ask(
+                key_digest,
+                query,
+                caller.request,
+                take=True,
+                connection_id=looked.connection_id,
+                version=looked.version,
+            )
         )
-        if not taken.serve:  # it changed between the look and the hand-out; whoever asks again gets the new truth
-            raise ProviderUnavailable("The connection changed while it was read; ask again.")
-        return await self._issued(taken, degraded=degraded)
+        if not taken.serve:
+            return None
+        in_vain = tried is not None and tried.kind != "renewed" and not looked.lasts
+        return await self._issued(taken, degraded=in_vain or bool(looked.refresh_failing))
+
+    async def _withhold(self, held: Held, query: TokenQuery, caller: Caller) -> None:
+        """The provider refused this token: nobody gets it any more, and a refresh has nothing left to protect."""
+        key = _key(held)
+        async with self._database.transaction() as session:
+            withheld = await session.execute(
+                "withhold_token",
+                environment_id=key.environment_id,
+                connection_id=key.connection_id,
+                version=held.version,
+            )
+            if withheld:
+                await records.record(session, caller, "token_rejected", _subject(held), purpose=query.purpose)
 
     async def _look(self, key_digest: bytes, connection_id: UUID, query: TokenQuery, caller: Caller) -> Held:
         held = await self._hand_outs.ask(
@@ -267,25 +234,14 @@ class TokenAccess:
     # --- the way out ------------------------------------------------------------------------------------------------
 
     async def _issued(self, held: Held, *, degraded: bool) -> IssuedToken:
-        if held.connection_id is None or held.ct is None:
-            raise NotFound
         key = _key(held)
-        tokens = await self._opened(key, held)
-        return IssuedToken(
-            access_token=tokens.access_token,
-            token_type=tokens.token_type,
-            token_id=self._token_id(held),
+        return issued(
+            held,
+            await self._opened(key, held),
             connection_id=key.connection_id,
-            expires_at=held.at_exp,
-            expires_in=int(held.remaining) if held.remaining is not None else None,
-            scopes=held.scopes or [],
-            missing_scopes=self._missing_scopes(held),
-            metadata=tokens.metadata,
-            instance_url=tokens.instance_url,
-            account_id=held.account_id,
-            account_name=held.account_name,
+            token_id=self._token_id(held),
+            descriptor=self._providers.catalog.get(held.slug or ""),
             degraded=degraded,
-            config=_shown_config(held),
         )
 
     async def _opened(self, key: ConnectionKey, held: Held) -> Tokens:
@@ -305,40 +261,11 @@ class TokenAccess:
     def _token_id(self, held: Held) -> str:
         return self._vault.keyring.token_id(str(held.connection_id), held.version or 0)
 
-    def _missing_scopes(self, held: Held) -> list[str]:
-        if not held.wanted_scopes:
-            return []
-        descriptor = self._providers.catalog.get(held.slug or "")
-        return list(missing_scopes(descriptor, tuple(held.wanted_scopes), tuple(held.scopes or ())))
-
     async def _deny(self, caller: Caller, subject: records.Subject, reason: str, purpose: str | None) -> None:
         async with self._database.transaction() as session:
             await records.record(
                 session, caller, "token_denied", subject, outcome="denied", reason=reason, purpose=purpose
             )
-
-
-@lru_cache(maxsize=4096)
-def _implied(slug: str, granted: tuple[str, ...], closure: tuple[tuple[str, tuple[str, ...]], ...]) -> frozenset[str]:
-    held, implies = set(granted), dict(closure)
-    waiting = list(granted)
-    while waiting:
-        for scope in implies.get(waiting.pop(), ()):
-            if scope not in held:
-                held.add(scope)
-                waiting.append(scope)
-    return frozenset(held)
-
-
-def missing_scopes(
-    descriptor: ProviderDescriptor | None, wanted: tuple[str, ...], granted: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return the scopes that are configured and not granted, counting what a granted scope implies."""
-    if descriptor is None:
-        return tuple(scope for scope in wanted if scope not in granted)
-    closure = tuple((name, info.implies) for name, info in descriptor.scopes.items() if info.implies)
-    held = _implied(descriptor.slug, granted, closure)
-    return tuple(scope for scope in wanted if scope not in held)
 
 
 def _ask(
@@ -355,7 +282,7 @@ def _ask(
         key_digest,
         query.slug,
         query.ownership,
-        _user_key(query),
+        query.user_key,
         query.organization_id or "",
         connection_id,
         version,
@@ -392,10 +319,6 @@ def _no_token(result: RefreshResult | None) -> Exception:
     return ProviderUnavailable(retry_after=result.retry_after if result is not None else 2.0)
 
 
-def _user_key(query: TokenQuery) -> str:
-    return "" if query.ownership == "organization" else query.user_id
-
-
 def _key(held: Held) -> ConnectionKey:
     if held.environment_id is None or held.connection_id is None:
         raise NotFound
@@ -414,12 +337,3 @@ def _subject(held: Held) -> records.Subject:
         provider=held.slug,
         version_no=held.version,
     )
-
-
-def _shown_config(held: Held) -> dict[str, str]:
-    """Return the fields a caller needs to address a per-tenant host: the integration's and the connection's."""
-    fields: dict[str, str] = {}
-    for text in (held.integration_config, held.config):
-        if text and text != "{}":
-            fields.update(msgspec.json.decode(text, type=dict[str, str]))
-    return fields

@@ -55,7 +55,9 @@ class Connecting:
             answered = await self._exchange.redeem(grant)
         except ConnectFailed as failure:
             if failure.error_code == "invalid_client_id":
-                await self._database.execute("mark_integration_invalid", error=failure.provider_error, **place)
+                await self._database.execute(
+                    "mark_integration_invalid", error=failure.provider_error, revision=integration.revision, **place
+                )
             raise
         if integration.state == "invalid":
             await self._database.execute("mark_integration_valid", **place)

@@ -200,6 +200,8 @@ class Integrations:
                 await self._strand(session, caller, found)
             elif new_registration:
                 await session.execute("fence_connections", environment_id=found.environment_id, integration_id=found.id)
+            if change.credentials is not UNSET:
+                await session.execute("forget_waits", environment_id=found.environment_id, integration_id=found.id)
             await records.record(
                 session, caller, "integration_changed", records.Subject(provider=slug), reason="updated"
             )

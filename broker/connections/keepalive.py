@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID
 
 import msgspec
@@ -10,6 +11,7 @@ from broker.connections.supervisor import ConnectionKey, RefreshSupervisor
 from broker.store.postgres import Database
 
 AT_ONCE = 16
+PATIENCE = 30.0  # seconds for one round; a provider that takes longer finishes without us
 
 
 class _Due(msgspec.Struct, frozen=True):
@@ -24,8 +26,8 @@ class KeepAlive:
         self._database, self._supervisor = database, supervisor
 
     async def run(self) -> int:
-        """Start the refreshes that are due; return how many."""
+        """Start the refreshes that are due, side by side; return how many."""
         due = await self._database.all(_Due, "idle_connections", most=AT_ONCE)
-        for found in due:
-            await self._supervisor.wait(ConnectionKey(found.environment_id, found.id), 30.0)
+        keys = [ConnectionKey(found.environment_id, found.id) for found in due]
+        await asyncio.gather(*(self._supervisor.wait(key, PATIENCE) for key in keys))
         return len(due)

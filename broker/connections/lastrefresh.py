@@ -10,7 +10,7 @@ from broker.audit import records
 from broker.callers.model import system
 from broker.connections.model import Connection, Integration, SecretVersion, Tokens, lifetimes
 from broker.connections.providers import Providers
-from broker.connections.settle import merged, verdict
+from broker.connections.ruling import merged, verdict
 from broker.connections.vaulted import Vault
 from broker.oauth.model import ProviderDescriptor
 from broker.oauth.token import outcome_of, refresh_request
@@ -22,12 +22,12 @@ CALL_DEADLINE = timedelta(seconds=60)  # well inside the five minutes that a rev
 
 
 class LastTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """What the refresh brought. Without tokens, *outcome* says why, in the words of an intent's outcome."""
+    """Tokens to revoke with. Where there are none, *outcome* says why, in the words of an intent's outcome."""
 
     outcome: str
     error: str | None = None
     tokens: Tokens | None = None
-    version: SecretVersion | None = None  # where they are kept; None: somebody else replaced them meanwhile
+    version: SecretVersion | None = None  # where renewed ones are kept; None: not renewed, or moved on meanwhile
 
 
 class LastRefresh:

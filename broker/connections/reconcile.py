@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Awaitable
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
 from broker.callers.model import system
-from broker.connections.model import Connection, SecretVersion
+from broker.connections.model import Connection
+from broker.connections.providers import Providers
 from broker.connections.refresh import RefreshEngine
 from broker.connections.revoke import Revoke
-from broker.connections.settle import Attempt, Settlement
+from broker.connections.ruling import Ruling
+from broker.connections.sending import Attempt, Target
+from broker.connections.settle import Settlement
 from broker.connections.versions import note_unreadable, stored
-from broker.errors import BrokerError, KeyUnavailable, VaultError
-from broker.log import log
-from broker.store.postgres import Database
+from broker.errors import (
+    BrokerError,
+    DescriptorError,
+    IntegrationUnusable,
+    KeyUnavailable,
+    NotFound,
+    StoreUnavailable,
+    VaultError,
+)
+from broker.log import error_type, log, where
+from broker.store.postgres import Database, Session
 
 PER_RUN = 50
 
@@ -31,8 +43,7 @@ class _Found(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     rt_fp: bytes
     sent_at: datetime
-    ct: bytes | None = None
-    complete: bool = False
+    ct: bytes = b""
 
     @property
     def attempt(self) -> Attempt:
@@ -40,73 +51,119 @@ class _Found(msgspec.Struct, frozen=True, kw_only=True):
         return Attempt(**{name: getattr(self, name) for name in names})
 
 
-class Reconciler:
-    """Safe to run twice, on every node (reliability.md 3.12)."""
+class _Late(msgspec.Struct, frozen=True, kw_only=True):
+    """A connection with late token sets."""
 
-    def __init__(self, database: Database, engine: RefreshEngine, settlement: Settlement, revoke: Revoke) -> None:
-        self._database, self._engine = database, engine
-        self._settlement, self._revoke = settlement, revoke
+    environment_id: str
+    id: UUID
+    adoptable: bool
+    edited: bool
+    renewed: bool
+
+
+class Reconciler:
+    """Safe to run twice, on every node (reliability.md 3.12).
+
+    What it claims it has for a minute; what it cannot settle, for want of a key or a descriptor, it leaves as it is.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        providers: Providers,
+        engine: RefreshEngine,
+        ruling: Ruling,
+        settlement: Settlement,
+        revoke: Revoke,
+    ) -> None:
+        self._database, self._providers, self._engine = database, providers, engine
+        self._ruling, self._settlement, self._revoke = ruling, settlement, revoke
 
     async def run(self) -> None:
-        """Take up stored answers, mark silent attempts in doubt, and have the tokens of ended connections revoked."""
+        """Take up stored answers, mark silent attempts in doubt, and adopt or end the token sets that came late."""
         for _ in range(PER_RUN):
-            if not await self._take_up_one():
+            found = await self._database.one(_Found, "claim_unparsed_receipt")
+            if found is None:
                 break
+            await self._unless_broken(found.connection_id, self._take_up(found))
         for _ in range(PER_RUN):
-            if not await self._doubt_one():
+            found = await self._database.one(_Found, "claim_silent_intent")
+            if found is None:
                 break
-        await self._revoke_late_ones()
+            await self._unless_broken(found.connection_id, self._doubt(found))
+        for late in await self._database.all(_Late, "orphans_to_settle", most=PER_RUN):
+            await self._unless_broken(late.id, self._settle_late(late))
 
-    async def _take_up_one(self) -> bool:
-        found = await self._database.one(_Found, "claim_unparsed_receipt")
-        if found is None or found.ct is None:
-            return False
+    @staticmethod
+    async def _unless_broken(connection_id: UUID, settling: Awaitable[None]) -> None:
+        """Let one that cannot be settled now hold up none of the others."""
+        try:
+            await settling
+        except StoreUnavailable:
+            raise
+        except Exception as exc:
+            log.error(
+                "reconciler_left_one",
+                connection_id=str(connection_id),
+                error_type=error_type(exc),
+                where=where(exc),
+            )
+
+    async def _take_up(self, found: _Found) -> None:
         connection = await stored(self._database, found.environment_id, found.connection_id)
+        target = await self._target(found, connection)
+        if target is None:
+            return
         try:
             response = self._engine.open_receipt(found.attempt, connection, found.ct)
-            prepared = await self._engine.prepare(connection)
         except KeyUnavailable:  # an answer is never given up for a key that may come back
-            return await self._postponed(found)
+            raise
         except VaultError as exc:
             await note_unreadable(self._database, found.environment_id, connection.subject, exc)
-            prepared = None
-        if prepared is None:
-            await self._settlement.abandon(found.attempt, connection)
-            return True
-        log.info("receipt_taken_up", connection_id=connection.wire_id, fence=found.fence)
-        await self._engine.absorb(found.attempt, prepared, response)
-        return True
-
-    async def _doubt_one(self) -> bool:
-        found = await self._database.one(_Found, "claim_silent_intent")
-        if found is None:
-            return False
-        connection = await stored(self._database, found.environment_id, found.connection_id)
-        try:
-            prepared = await self._engine.prepare(connection)
-        except KeyUnavailable:
-            return await self._postponed(found)
-        except BrokerError:
-            prepared = None
-        if prepared is None:
-            await self._settlement.abandon(found.attempt, connection)
+            await self._ruling.on_silence(found.attempt, target, "receipt_unreadable")
         else:
-            await self._engine.doubt(found.attempt, prepared, "no_answer_known")
-        return True
+            log.info("receipt_taken_up", connection_id=connection.wire_id, fence=found.fence)
+            await self._ruling.on_answer(found.attempt, target, response)
 
-    async def _postponed(self, found: _Found) -> bool:
-        await self._database.execute(
-            "postpone_intent", environment_id=found.environment_id, id=found.intent_id, wait=timedelta(minutes=1)
-        )
-        return True
+    async def _doubt(self, found: _Found) -> None:
+        connection = await stored(self._database, found.environment_id, found.connection_id)
+        target = await self._target(found, connection)
+        if target is not None:
+            await self._ruling.on_silence(found.attempt, target, "no_answer_known")
 
-    async def _revoke_late_ones(self) -> None:
-        """A refresh that came back after a disconnect: its tokens are revoked, never made current."""
-        late = await self._database.all(SecretVersion, "orphans_to_settle", most=PER_RUN)
-        for version in late:
-            async with self._database.transaction() as session:
-                connection = await session.one(
-                    Connection, "lock_connection", environment_id=version.environment_id, id=version.connection_id
+    async def _target(self, found: _Found, connection: Connection) -> Target | None:
+        """Return what the attempt was for; None when that has ended, provider and all, and the attempt is closed."""
+        try:
+            return await self._engine.preparation.target(connection, attempt=found.attempt)
+        except (DescriptorError, IntegrationUnusable, NotFound):
+            if connection.state != "disconnected":
+                raise
+            await self._settlement.abandon(found.attempt, connection)
+            return None
+
+    # --- late token sets --------------------------------------------------------------------------------------------
+
+    async def _settle_late(self, late: _Late) -> None:
+        if late.adoptable:
+            await self._engine.orphans.adopt(late.environment_id, late.id)
+            return
+        async with self._database.transaction() as session:
+            connection = await session.one(
+                Connection, "lock_connection", environment_id=late.environment_id, id=late.id
+            )
+            if connection is None:
+                return
+            if late.edited or (late.renewed and await self._ends_all(session, connection)):
+                await session.execute(
+                    "erase_orphans", environment_id=connection.environment_id, connection_id=connection.id
                 )
-                if connection is not None and connection.state == "disconnected":
-                    await self._revoke.revoke_orphans(session, system(version.environment_id), connection)
+            else:
+                await self._revoke.revoke_orphans(session, system(late.environment_id), connection)
+
+    async def _ends_all(self, session: Session, connection: Connection) -> bool:
+        """Say whether revoking an old token would end the new consent with it, or nobody knows any more."""
+        try:
+            integration = await self._providers.by_id(session, connection)
+            return self._providers.descriptor(integration).revocation.effect == "grant"
+        except BrokerError:
+            return True

@@ -1,21 +1,25 @@
-"""What each answer to a refresh means for the connection: commit, keep as an orphan, let go, or condemn."""
+"""Write what an attempt to refresh came to: commit, keep as an orphan, let go, or end the connection's service."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Literal
-from uuid import UUID
 
 import msgspec
 
 from broker.audit import records
 from broker.callers.model import system
+from broker.connections.doubt import replay
 from broker.connections.model import Connection, Integration, Tokens, lifetimes
+from broker.connections.sending import Attempt
 from broker.connections.supervisor import UNAVAILABLE, RefreshResult
 from broker.connections.wire import connected_account_event
 from broker.events import outbox
-from broker.oauth.model import ProviderDescriptor, Rotation, TokenOutcome, TokenSet
+from broker.failpoint import failpoint
+from broker.oauth.model import ProviderDescriptor, Rotation, TokenSet
+from broker.store.coordination import WakeUps
 from broker.store.postgres import Database, Session
 from broker.vault.seal import Sealed
 
@@ -33,26 +37,35 @@ IntentOutcome = Literal[
 ]
 ORPHAN_FOR = timedelta(hours=24)
 PREVIOUS_FOR = {"R0": timedelta(0), "R1": timedelta(hours=24), "R4": timedelta(0), "R5": timedelta(0)}
+# How many attempts in a row a waiting caller's time is spent on, where the next one may follow soon.
+TRIES: dict[IntentOutcome, int] = {"not_sent": 3, "busy": 2, "refused_5xx": 4, "in_doubt": 3}
+SOON = 3.0  # seconds
+AT_ONCE = RefreshResult("unavailable", delay=0.05, tries=3)
+RENEWED = RefreshResult("renewed")
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt to refresh, from its durable intent on; the reconciler finds the same in the table."""
+class AlreadySettled(Exception):
+    """Somebody else has settled this attempt: a commit of which the answer was lost, or the reconciler."""
 
-    environment_id: str
-    intent_id: UUID
-    connection_id: UUID
-    fence: int
-    from_version: int
-    epoch: int
-    rt_fp: bytes
-    sent_at: datetime  # the database's clock
+    def __init__(self, outcome: str | None) -> None:
+        self.result = {"committed": RENEWED, "orphaned": AT_ONCE}.get(outcome or "", UNAVAILABLE)
+        super().__init__(outcome)
+
+
+class _Sendings(msgspec.Struct, frozen=True):
+    """How often a refresh token was sent, this time included, without its outcome becoming known."""
+
+    count: int
+    since_first: timedelta
 
 
 class Settlement:
-    """Write what an attempt came to, each outcome in one transaction with its audit record."""
+    """Each outcome in one transaction with its audit record; each raises `AlreadySettled` when it comes second."""
 
-    def __init__(self, database: Database, *, jitter: Callable[[], float]) -> None:
-        self._database, self._jitter = database, jitter
+    def __init__(self, database: Database, wake_ups: WakeUps, *, jitter: Callable[[], float]) -> None:
+        self._database, self._wake_ups, self._jitter = database, wake_ups, jitter
+
+    # --- a success --------------------------------------------------------------------------------------------------
 
     async def commit(
         self,
@@ -67,43 +80,18 @@ class Settlement:
 
         *answer* is what the provider said, for the lifetimes; *sealed* holds *tokens* under the next version number.
         """
-        lasting = msgspec.structs.replace(answer, refresh_token=tokens.refresh_token)
-        ends = lifetimes(rotation, lasting, sent_at=attempt.sent_at, jitter=self._jitter())
-        version_no = attempt.from_version + 1
-        async with self._database.transaction() as session:
-            swapped = await session.execute(
-                "commit_refresh",
-                environment_id=attempt.environment_id,
-                connection_id=attempt.connection_id,
-                fence=attempt.fence,
-                version=attempt.from_version,
-                epoch=attempt.epoch,
-                at_exp=ends.at_exp,
-                at_life_s=ends.at_life_s,
-                serve_until=ends.serve_until,
-                refresh_after=ends.refresh_after,
-                rt_idle_exp=ends.rt_idle_exp,
-                rt_abs_exp=ends.rt_abs_exp,
-                refreshable=tokens.refresh_token is not None,
-                scopes=list(answer.scopes) if answer.scopes is not None else None,
-                instance_url=tokens.instance_url,
-            )
+        async with self._settling(attempt) as session:
+            swapped = await self._swap(session, attempt, rotation, answer, tokens)
+            failpoint("commit.mid")
             if swapped:
-                keep = PREVIOUS_FOR.get(rotation.effective_class) or rotation.reuse_grace or timedelta(0)
-                await session.execute(
-                    "retire_secret_version",
-                    environment_id=attempt.environment_id,
-                    connection_id=attempt.connection_id,
-                    keep=min(keep, ORPHAN_FOR),
-                )
-                await session.execute(
-                    "mark_integration_valid", environment_id=attempt.environment_id, id=connection.integration_id
-                )
+                await self._retire(session, attempt, connection, rotation)
+            else:
+                failpoint("orphan.before")
             await session.execute(
                 "insert_secret_version",
                 environment_id=attempt.environment_id,
                 connection_id=attempt.connection_id,
-                version_no=version_no,
+                version_no=attempt.from_version + 1,
                 fence=attempt.fence,
                 state="current" if swapped else "orphan",
                 received_at=attempt.sent_at,
@@ -111,8 +99,45 @@ class Settlement:
                 kek_ref=sealed.kek_ref,
                 expires_at=None if swapped else attempt.sent_at + ORPHAN_FOR,
             )
-            await self._finish(session, attempt, connection, "committed" if swapped else "orphaned", version_no)
-        return RefreshResult("renewed") if swapped else UNAVAILABLE
+            outcome: IntentOutcome = "committed" if swapped else "orphaned"
+            await self._finish(session, attempt, connection, outcome, version_no=attempt.from_version + 1)
+        failpoint("commit.after")
+        return RENEWED if swapped else AT_ONCE
+
+    async def _swap(
+        self, session: Session, attempt: Attempt, rotation: Rotation, answer: TokenSet, tokens: Tokens
+    ) -> bool:
+        lasting = msgspec.structs.replace(answer, refresh_token=tokens.refresh_token)
+        ends = lifetimes(rotation, lasting, sent_at=attempt.sent_at, jitter=self._jitter())
+        swapped = await session.execute(
+            "commit_refresh",
+            environment_id=attempt.environment_id,
+            connection_id=attempt.connection_id,
+            fence=attempt.fence,
+            version=attempt.from_version,
+            epoch=attempt.epoch,
+            **msgspec.structs.asdict(ends),
+            rotated=answer.refresh_token is not None,
+            refreshable=tokens.refresh_token is not None,
+            scopes=list(answer.scopes) if answer.scopes is not None else None,
+            instance_url=tokens.instance_url,
+        )
+        return bool(swapped)
+
+    @staticmethod
+    async def _retire(session: Session, attempt: Attempt, connection: Connection, rotation: Rotation) -> None:
+        keep = PREVIOUS_FOR.get(rotation.effective_class) or rotation.reuse_grace or timedelta(0)
+        await session.execute(
+            "retire_secret_version",
+            environment_id=attempt.environment_id,
+            connection_id=attempt.connection_id,
+            keep=min(keep, ORPHAN_FOR),
+        )
+        await session.execute(
+            "mark_integration_valid", environment_id=attempt.environment_id, id=connection.integration_id
+        )
+
+    # --- failures that decide nothing -------------------------------------------------------------------------------
 
     async def release(
         self,
@@ -122,48 +147,99 @@ class Settlement:
         *,
         delay: timedelta,
         error: str | None = None,
-        until_floor: bool = False,
     ) -> RefreshResult:
-        """Let the lease go after a failure that decides nothing; a still-valid token goes on being served."""
-        async with self._database.transaction() as session:
-            await session.execute(
-                "release_lease",
-                environment_id=attempt.environment_id,
-                connection_id=attempt.connection_id,
-                fence=attempt.fence,
-                version=attempt.from_version,
-                in_doubt=outcome == "in_doubt",
-                error=error or outcome,
-                until_floor=until_floor,
-                delay=delay,
+        """Let the lease go until *delay* is over; a still-valid token goes on being served."""
+        async with self._settling(attempt) as session:
+            return await self._release(session, attempt, connection, outcome, delay=delay, error=error)
+
+    async def doubt(
+        self, attempt: Attempt, connection: Connection, rotation: Rotation, *, error: str | None
+    ) -> RefreshResult:
+        """Note that this refresh token may be spent, and until when it is not sent again."""
+        async with self._settling(attempt) as session:
+            sent = await session.one(
+                _Sendings, "unaccounted_sendings", **_named(attempt), version=attempt.from_version
+            ) or _Sendings(1, timedelta(0))
+            plan = replay(rotation, sendings=sent.count, since_first=sent.since_first, random=self._jitter())
+            return await self._release(
+                session,
+                attempt,
+                connection,
+                "in_doubt",
+                delay=plan.delay,
+                error=error,
+                at_floor=plan.at_floor,
+                spares_token=not plan.token_presumed_dead,
             )
-            await self._finish(session, attempt, connection, outcome, error=error)
-        return RefreshResult("unavailable", retry_after=max(1.0, min(delay.total_seconds(), 60.0)))
 
     async def blame_registration(
         self, attempt: Attempt, connection: Connection, integration: Integration, error: str | None
     ) -> RefreshResult:
-        """Note that the provider refuses *our* credentials: the integration is invalid, no connection changes."""
-        async with self._database.transaction() as session:
-            await session.execute(
-                "mark_integration_invalid", environment_id=attempt.environment_id, id=integration.id, error=error
+        """Note that the provider refuses *our* credentials: the integration is invalid, no connection changes.
+
+        Where they were corrected while the provider answered, the answer is about the old ones: one more try is due.
+        """
+        named = {"environment_id": attempt.environment_id, "id": integration.id}
+        async with self._settling(attempt) as session:
+            if await session.value("integration_revision", **named) != integration.revision:
+                await self._release(session, attempt, connection, "config_fault", delay=timedelta(0), error=error)
+                return AT_ONCE
+            await session.execute("mark_integration_invalid", **named, revision=integration.revision, error=error)
+            released = await self._release(
+                session, attempt, connection, "config_fault", delay=timedelta(seconds=15), error=error
             )
-        await self.release(attempt, connection, "config_fault", delay=timedelta(seconds=15), error=error)
-        return RefreshResult("misconfigured", retry_after=15)
+        return msgspec.structs.replace(released, kind="misconfigured")
+
+    async def _release(
+        self,
+        session: Session,
+        attempt: Attempt,
+        connection: Connection,
+        outcome: IntentOutcome,
+        *,
+        delay: timedelta,
+        error: str | None,
+        at_floor: bool = False,
+        spares_token: bool = True,
+    ) -> RefreshResult:
+        waits = await session.value(
+            "release_lease",
+            environment_id=attempt.environment_id,
+            connection_id=attempt.connection_id,
+            fence=attempt.fence,
+            version=attempt.from_version,
+            in_doubt=outcome == "in_doubt",
+            error=error or outcome,
+            at_floor=at_floor,
+            spares_token=spares_token,
+            delay=delay,
+        )
+        await self._finish(session, attempt, connection, outcome, error=error)
+        if waits is None:  # fenced off: somebody else decides when the next attempt is
+            return UNAVAILABLE
+        return RefreshResult("unavailable", delay=waits, tries=TRIES.get(outcome, 1) if waits <= SOON else 1)
+
+    # --- verdicts ---------------------------------------------------------------------------------------------------
 
     async def condemn(
         self, attempt: Attempt, connection: Connection, reason: str, cause: str, *, error: str | None
     ) -> RefreshResult:
-        """Take the connection out of service with a cause an operator can read, unless it has moved on meanwhile."""
-        async with self._database.transaction() as session:
-            if reason == "revoked" and await session.value(
-                "unaccounted_sending",
-                environment_id=attempt.environment_id,
-                connection_id=attempt.connection_id,
-                rt_fp=attempt.rt_fp,
-                intent_id=attempt.intent_id,
-            ):
-                reason, cause = "lost_response", f"{cause} An earlier answer to this refresh token never arrived."
+        """Take the connection out of service with a cause an operator can read, unless it has moved on meanwhile.
+
+        A dead refresh token of which a late answer has brought the successor is no verdict on the grant.
+        """
+        async with self._settling(attempt) as session:
+            outcome: IntentOutcome = "dead" if reason == "revoked" else "unknown"
+            if reason == "revoked":
+                if await session.value("adoptable_after_verdict", **_named(attempt)):
+                    await self._condemn_token(session, attempt)
+                    await session.execute("drop_lease", **_named(attempt), fence=attempt.fence)
+                    await self._finish(session, attempt, connection, outcome, error=error)
+                    return AT_ONCE
+                if await session.value(
+                    "unaccounted_sending", **_named(attempt), version=attempt.from_version, intent_id=attempt.intent_id
+                ):
+                    reason, cause = "lost_response", f"{cause} An earlier answer to this refresh token never arrived."
             condemned = await condemn_connection(
                 session,
                 connection,
@@ -173,27 +249,59 @@ class Settlement:
                 cause=cause,
                 error=error,
             )
-            if reason != "account_mismatch":
-                await session.execute(
-                    "insert_dead_refresh_token",
-                    environment_id=attempt.environment_id,
-                    rt_fp=attempt.rt_fp,
-                    intent_id=attempt.intent_id,
-                )
-            await self._finish(session, attempt, connection, "dead", error=error)
+            if condemned and outcome == "dead":
+                await self._condemn_token(session, attempt)
+            await self._finish(session, attempt, connection, outcome, error=error)
         return RefreshResult("condemned") if condemned else UNAVAILABLE
 
-    async def abandon(self, attempt: Attempt, connection: Connection) -> None:
-        """Close an attempt whose connection has nothing left to renew; whatever it brought belongs to nobody now."""
+    @staticmethod
+    async def _condemn_token(session: Session, attempt: Attempt) -> None:
+        await session.execute(
+            "insert_dead_refresh_token",
+            environment_id=attempt.environment_id,
+            rt_fp=attempt.rt_fp,
+            intent_id=attempt.intent_id,
+        )
+
+    async def uphold(self, connection: Connection) -> RefreshResult:
+        """Take a connection out of service whose refresh token was refused before, by whatever came between."""
+        cause = "The provider has refused this refresh token before."
         async with self._database.transaction() as session:
+            await condemn_connection(
+                session,
+                connection,
+                version=connection.version,
+                epoch=connection.epoch,
+                reason="revoked",
+                cause=cause,
+                error=None,
+            )
+        return RefreshResult("condemned")
+
+    async def abandon(self, attempt: Attempt, connection: Connection) -> None:
+        """Close an attempt of which nobody can make anything any more: connection and provider are gone."""
+        async with self._settling(attempt) as session:
             await self._finish(session, attempt, connection, "orphaned")
 
+    # --- every outcome ----------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _settling(self, attempt: Attempt) -> AsyncIterator[Session]:
+        async with self._database.transaction() as session:
+            # First of all locks, whatever the outcome: holder and reconciler then wait for each other in one order.
+            before = await session.value("lock_intent", environment_id=attempt.environment_id, id=attempt.intent_id)
+            if before not in ("pending", "in_doubt"):
+                raise AlreadySettled(before)
+            yield session
+        self._wake_ups.announce(str(attempt.connection_id))
+
+    @staticmethod
     async def _finish(
-        self,
         session: Session,
         attempt: Attempt,
         connection: Connection,
         outcome: IntentOutcome,
+        *,
         version_no: int | None = None,
         error: str | None = None,
     ) -> None:
@@ -210,6 +318,10 @@ class Settlement:
             reason=None if outcome == "committed" else outcome,
         )
         await session.value("notify", payload=str(attempt.connection_id))
+
+
+def _named(attempt: Attempt) -> dict[str, object]:
+    return {"environment_id": attempt.environment_id, "connection_id": attempt.connection_id}
 
 
 async def condemn_connection(
@@ -235,33 +347,9 @@ async def condemn_connection(
     return bool(changed)
 
 
-def merged(old: Tokens, new: TokenSet, metadata: dict[str, str]) -> Tokens:
-    """Lay a refresh's answer over what was held: an absent refresh token or field keeps its stored value."""
-    return Tokens(
-        access_token=new.access_token,
-        refresh_token=new.refresh_token or old.refresh_token,
-        token_type=new.token_type,
-        metadata={**old.metadata, **new.metadata, **metadata},
-    )
-
-
 def pinned_change(descriptor: ProviderDescriptor, old: Tokens, metadata: dict[str, str]) -> str | None:
     """Name the first pinned field whose value is not the stored one any more; None when all agree."""
     for name, source in descriptor.metadata.items():
         if source.pin and name in metadata and name in old.metadata and metadata[name] != old.metadata[name]:
             return name
     return None
-
-
-def verdict(outcome: TokenOutcome, descriptor: ProviderDescriptor) -> IntentOutcome:
-    """Translate the protocol's outcome into the intent's, by rotation class where that decides."""
-    if outcome.kind == "unavailable":
-        return "refused_5xx" if descriptor.rotation.server_error == "retry" else "in_doubt"
-    names: dict[str, IntentOutcome] = {
-        "dead": "dead",
-        "busy": "busy",
-        "throttled": "throttled",
-        "client_fault": "config_fault",
-        "in_doubt": "in_doubt",
-    }
-    return names.get(outcome.kind, "unknown")

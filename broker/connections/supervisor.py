@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
 
+from broker.errors import StoreUnavailable
 from broker.log import error_type, log, where
+
+LONGEST_WAIT = 60  # seconds; official clients wait no longer, whatever they are told
 
 
 class ConnectionKey(NamedTuple):
@@ -24,7 +28,13 @@ class RefreshResult(msgspec.Struct, frozen=True):
     """What a refresh came to, for everybody who waited for it."""
 
     kind: Literal["renewed", "condemned", "misconfigured", "unavailable"]
-    retry_after: float = 2.0  # seconds until it is worth asking again
+    delay: float = 2.0  # seconds until another attempt is allowed
+    tries: int = 1  # so many attempts in a row are worth the time of whoever waits
+
+    @property
+    def retry_after(self) -> int:
+        """Return the whole seconds after which it is worth asking again, 1 to 60."""
+        return min(LONGEST_WAIT, max(1, math.ceil(self.delay)))
 
 
 UNAVAILABLE = RefreshResult("unavailable")
@@ -38,22 +48,17 @@ class RefreshSupervisor:
         self._tasks: dict[ConnectionKey, asyncio.Task[RefreshResult]] = {}  # strong references: asyncio keeps weak ones
         self._closing = False
 
-    def start(self, key: ConnectionKey) -> asyncio.Task[RefreshResult]:
-        """Return the running refresh of *key*, or start one."""
-        task = self._tasks.get(key)
-        if task is None:
-            # An empty context keeps the request's logging fields and cancel scopes out of the task.
-            task = asyncio.get_running_loop().create_task(self._guarded(key), context=contextvars.Context())
-            self._tasks[key] = task
-            task.add_done_callback(lambda _done: self._tasks.pop(key, None))
-        return task
+    def begin(self, key: ConnectionKey) -> None:
+        """See to it that a refresh of *key* is running, and wait for nothing."""
+        if not self._closing:
+            self._join(key)
 
     async def wait(self, key: ConnectionKey, seconds: float) -> RefreshResult:
         """Wait for the refresh of *key*, at most *seconds*; it goes on without its callers."""
         if self._closing:
             return UNAVAILABLE
         try:
-            return await asyncio.wait_for(asyncio.shield(self.start(key)), seconds)
+            return await asyncio.wait_for(asyncio.shield(self._join(key)), seconds)
         except TimeoutError:
             return UNAVAILABLE
 
@@ -62,11 +67,22 @@ class RefreshSupervisor:
         self._closing = True
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    def _join(self, key: ConnectionKey) -> asyncio.Task[RefreshResult]:
+        task = self._tasks.get(key)
+        if task is None:
+            # An empty context keeps the request's logging fields and cancel scopes out of the task.
+            task = asyncio.get_running_loop().create_task(self._guarded(key), context=contextvars.Context())
+            self._tasks[key] = task
+            task.add_done_callback(lambda _done: self._tasks.pop(key, None))
+        return task
+
     async def _guarded(self, key: ConnectionKey) -> RefreshResult:
         try:
             return await self._refresh(key)
+        except StoreUnavailable:
+            log.warning("refresh_waits_for_database", connection_id=str(key.connection_id))
         except Exception as exc:
             log.error(
                 "refresh_broke", connection_id=str(key.connection_id), error_type=error_type(exc), where=where(exc)
             )
-            return UNAVAILABLE
+        return UNAVAILABLE

@@ -16,7 +16,7 @@ WITH asked AS (
            c.version, c.refreshable, c.at_exp, c.scopes, c.account_id, c.account_name, c.instance_url, c.config::text AS config, s.ct,
            extract(epoch FROM c.at_exp - now())::double precision AS remaining,
            c.serve_until IS NULL OR c.serve_until > now() AS above_floor,
-           c.refreshable AND coalesce(c.refresh_after <= now(), false) AS refresh_due,
+           c.refreshable AND coalesce(c.refresh_after <= now(), false) AND c.retry_at <= now() AND c.lease_until < now() AS refresh_due,
            c.refreshable AND coalesce(c.refresh_after <= now(), false) AND c.last_refresh_error IS NOT NULL AS refresh_failing,
            c.at_exp IS NULL OR c.at_exp >= now() + make_interval(secs => q.min_ttl) AS lasts,
            coalesce(q.take AND 'tokens:read' = ANY (k.scopes) AND i.enabled AND c.state = 'connected' AND c.auth_method = 'oauth'
@@ -45,6 +45,14 @@ SELECT n, environment_id, key_id, key_scopes, integration_id, slug, enabled, wan
        refresh_failing, lasts, serve
 FROM found
 ORDER BY n;
+
+-- name: withhold_token
+-- A caller was refused with this version's token: it is at its end, so a refresh is due, and a replay that spared it need wait no longer.
+UPDATE connection
+   SET serve_until = now(), refresh_after = least(refresh_after, now()),
+       retry_at = CASE WHEN in_doubt THEN least(retry_at, now()) ELSE retry_at END
+ WHERE environment_id = :environment_id AND id = :connection_id AND version = :version AND state = 'connected'
+   AND coalesce(serve_until > now(), true);
 
 -- name: owner_connections
 -- Every live connection of one owner at one integration, for the plural contract and connected_account_id.

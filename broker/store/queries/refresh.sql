@@ -1,10 +1,14 @@
 -- name: take_lease
 -- Transaction 1: the lease, the fence and the durable intent in one statement, or none of them. The database's clock decides.
+-- An attempt of which nothing is settled, by a holder that died or was fenced off, may have spent the token: it is ruled on first.
 WITH leased AS (
-    UPDATE connection
+    UPDATE connection c
        SET lease_holder = :holder, lease_until = now() + :lease::interval, fence = fence + 1
      WHERE environment_id = :environment_id AND id = :connection_id AND state = 'connected' AND version = :seen
        AND lease_until < now() AND retry_at <= now()
+       AND NOT EXISTS (SELECT FROM refresh_intent r
+                        WHERE r.environment_id = :environment_id AND r.connection_id = :connection_id AND r.from_version = :seen
+                          AND r.outcome = 'pending')
     RETURNING environment_id, id, fence, epoch
 )
 INSERT INTO refresh_intent (environment_id, id, connection_id, parent_id, fence, from_version, epoch, rt_fp, holder, started_at, deadline_at)
@@ -18,13 +22,13 @@ UPDATE connection SET lease_until = now() + :lease::interval
 WHERE environment_id = :environment_id AND id = :connection_id AND fence = :fence AND lease_holder = :holder;
 
 -- name: refresh_state
--- What somebody who waits for a refresh needs to know.
-SELECT c.state, c.version, c.in_doubt, c.lease_until >= now() AS leased, c.retry_at > now() AS waiting,
-       greatest(0, extract(epoch FROM c.retry_at - now()))::double precision AS retry_in,
-       i.outcome AS last_outcome, i.error AS last_error
+-- What somebody who waits for a refresh needs to know. `busy`: an attempt is under way, or not ruled on yet.
+SELECT c.state, c.version, c.lease_until >= now() OR coalesce(i.outcome = 'pending' AND i.from_version = c.version, false) AS busy,
+       CASE WHEN c.retry_at > now() THEN extract(epoch FROM c.retry_at - now())::double precision ELSE 0 END AS retry_in,
+       coalesce(i.outcome = 'config_fault', false) AS misconfigured
 FROM connection c
 LEFT JOIN LATERAL (
-     SELECT outcome, error FROM refresh_intent r
+     SELECT outcome, from_version FROM refresh_intent r
       WHERE r.environment_id = c.environment_id AND r.connection_id = c.id ORDER BY r.fence DESC LIMIT 1) i ON true
 WHERE c.environment_id = :environment_id AND c.id = :connection_id;
 
@@ -40,13 +44,19 @@ ON CONFLICT DO NOTHING;
 
 -- name: commit_refresh
 -- Transaction 2: compare and swap on fence, version and epoch. No row: somebody was faster, and the answer becomes an orphan.
+-- An absolute end is never put off by a refresh. A token that is at its end when it comes is not asked for again at once.
 UPDATE connection
    SET version = version + 1, at_exp = :at_exp, at_life_s = :at_life_s, serve_until = :serve_until, refresh_after = :refresh_after,
-       rt_idle_exp = coalesce(:rt_idle_exp, rt_idle_exp), rt_abs_exp = coalesce(:rt_abs_exp, rt_abs_exp), refreshable = :refreshable,
+       rt_idle_exp = CASE WHEN :rotated::boolean THEN :rt_idle_exp ELSE coalesce(:rt_idle_exp, rt_idle_exp) END,
+       rt_abs_exp = coalesce(rt_abs_exp, :rt_abs_exp), refreshable = :refreshable,
        scopes = coalesce(:scopes::text[], scopes), instance_url = :instance_url, in_doubt = false, lease_until = '-infinity',
-       lease_holder = NULL, retry_at = '-infinity', last_refreshed_at = now(), last_refresh_error = NULL, updated_at = now()
+       lease_holder = NULL, retry_at = CASE WHEN :serve_until <= now() THEN now() + interval '5 seconds' ELSE '-infinity' END, last_refreshed_at = now(), last_refresh_error = NULL, updated_at = now()
  WHERE environment_id = :environment_id AND id = :connection_id AND fence = :fence AND version = :version AND epoch = :epoch
    AND state = 'connected';
+
+-- name: lock_intent
+-- What an attempt has come to so far, held while it is settled.
+SELECT outcome FROM refresh_intent WHERE environment_id = :environment_id AND id = :id FOR UPDATE;
 
 -- name: finish_intent
 -- What the attempt came to; its receipt counts as parsed.
@@ -57,17 +67,36 @@ UPDATE refresh_intent SET outcome = :outcome, error = :error, finished_at = now(
 WHERE environment_id = :environment_id AND id = :id;
 
 -- name: release_lease
--- A failed attempt lets go, under the same condition as a commit, so that a loser never overwrites a winner's success.
+-- A failed attempt lets go, under the same condition as a commit, so that a loser never overwrites a winner's success; that a token may be
+-- spent is noted whoever holds the lease now. The floor is waited for only as long as there is one to come; a token without an end has none.
 UPDATE connection
-   SET lease_until = '-infinity', lease_holder = NULL, in_doubt = in_doubt OR :in_doubt::boolean, last_refresh_error = :error,
-       retry_at = CASE WHEN :until_floor::boolean THEN coalesce(serve_until, now()) ELSE now() + :delay::interval END
- WHERE environment_id = :environment_id AND id = :connection_id AND fence = :fence AND version = :version;
+   SET lease_until = CASE WHEN fence = :fence THEN '-infinity' ELSE lease_until END,
+       lease_holder = CASE WHEN fence = :fence THEN NULL ELSE lease_holder END,
+       in_doubt = in_doubt OR :in_doubt::boolean, last_refresh_error = :error,
+       serve_until = CASE WHEN :spares_token::boolean THEN serve_until ELSE least(serve_until, now()) END,
+       retry_at = CASE WHEN :at_floor::boolean THEN greatest(coalesce(serve_until, now() + interval '1 day'), now() + :delay::interval)
+                       ELSE now() + :delay::interval END
+ WHERE environment_id = :environment_id AND id = :connection_id AND version = :version AND state = 'connected'
+   AND (fence = :fence OR :in_doubt::boolean)
+RETURNING extract(epoch FROM retry_at - now())::double precision;
+
+-- name: drop_lease
+-- Let go without a word on when the next attempt may be.
+UPDATE connection SET lease_until = '-infinity', lease_holder = NULL
+WHERE environment_id = :environment_id AND id = :connection_id AND fence = :fence;
+
+-- name: unaccounted_sendings
+-- How often the refresh token of a version was sent without its outcome becoming known, and for how long that has been so.
+SELECT count(*) AS count, coalesce(now() - min(started_at), '0') AS since_first
+FROM refresh_intent
+WHERE environment_id = :environment_id AND connection_id = :connection_id AND from_version = :version
+  AND outcome IN ('pending', 'in_doubt');
 
 -- name: unaccounted_sending
--- Whether this refresh token was ever sent without an answer becoming known.
+-- Whether another sending of this version's refresh token than the one at hand is still unaccounted for.
 SELECT true
 FROM refresh_intent
-WHERE environment_id = :environment_id AND connection_id = :connection_id AND rt_fp = :rt_fp AND id <> :intent_id
+WHERE environment_id = :environment_id AND connection_id = :connection_id AND from_version = :version AND id <> :intent_id
   AND outcome IN ('pending', 'in_doubt')
 LIMIT 1;
 
@@ -82,16 +111,25 @@ UPDATE connection
 -- Never send this one again.
 INSERT INTO dead_rt (environment_id, rt_fp, intent_id) VALUES (:environment_id, :rt_fp, :intent_id) ON CONFLICT DO NOTHING;
 
--- name: last_intent_for_token
--- The latest attempt with this refresh token, which a replay names as its parent.
+-- name: last_sending
+-- The latest attempt with this version's refresh token, which a replay names as its parent.
 SELECT id FROM refresh_intent
-WHERE environment_id = :environment_id AND connection_id = :connection_id AND rt_fp = :rt_fp
+WHERE environment_id = :environment_id AND connection_id = :connection_id AND from_version = :version
 ORDER BY fence DESC LIMIT 1;
 
 -- name: mark_integration_invalid
--- The provider refuses our client credentials; no connection changes.
+-- The provider refuses our client credentials; no connection changes. Those of an edit since the request was made are not blamed.
 UPDATE integration SET state = 'invalid', state_reason = :error, updated_at = now()
-WHERE environment_id = :environment_id AND id = :id AND state = 'valid';
+WHERE environment_id = :environment_id AND id = :id AND state = 'valid' AND revision = :revision;
+
+-- name: integration_revision
+-- How often an integration was changed.
+SELECT revision FROM integration WHERE environment_id = :environment_id AND id = :id;
+
+-- name: forget_waits
+-- The client credentials were entered anew: who was told to wait for that, or for anything but a floor, waits no longer.
+UPDATE connection SET retry_at = '-infinity'
+WHERE environment_id = :environment_id AND integration_id = :integration_id AND state = 'connected' AND retry_at > now() AND NOT in_doubt;
 
 -- name: mark_integration_valid
 -- A refresh or an exchange worked: the client credentials are good.
@@ -103,34 +141,94 @@ WHERE environment_id = :environment_id AND id = :id AND state = 'invalid';
 r.environment_id, r.id AS intent_id, r.connection_id, r.fence, r.from_version, r.epoch, r.rt_fp, r.started_at AS sent_at
 
 -- name: claim_unparsed_receipt
--- An answer that was stored and never taken up, of an attempt whose holder is gone.
-SELECT {attempt_columns}, p.ct, p.complete
-FROM receipt p JOIN refresh_intent r ON (r.environment_id, r.id) = (p.environment_id, p.intent_id)
-WHERE p.parsed_at IS NULL AND p.complete AND r.outcome = 'pending' AND r.deadline_at < now()
-ORDER BY p.received_at
-LIMIT 1
-FOR UPDATE OF p SKIP LOCKED;
-
--- name: postpone_intent
--- Its stored answer cannot be opened now; look again later.
-UPDATE refresh_intent SET deadline_at = now() + :wait::interval WHERE environment_id = :environment_id AND id = :id;
+-- An answer that was stored and not taken up in time. Should its holder be at it still, the second to settle finds it settled. Whoever
+-- claims it has a minute before others may.
+WITH claimed AS (
+    SELECT r.environment_id, r.id
+    FROM receipt p JOIN refresh_intent r ON (r.environment_id, r.id) = (p.environment_id, p.intent_id)
+    WHERE p.parsed_at IS NULL AND p.complete AND r.outcome IN ('pending', 'in_doubt') AND r.deadline_at < now()
+    ORDER BY p.received_at
+    LIMIT 1
+    FOR UPDATE OF r SKIP LOCKED
+)
+UPDATE refresh_intent r SET deadline_at = now() + interval '1 minute'
+FROM claimed, receipt p
+WHERE (r.environment_id, r.id) = (claimed.environment_id, claimed.id) AND (p.environment_id, p.intent_id) = (r.environment_id, r.id)
+RETURNING {attempt_columns}, p.ct;
 
 -- name: claim_silent_intent
--- An attempt past its deadline of which no answer was stored: it may or may not have reached the provider.
-SELECT {attempt_columns}
-FROM refresh_intent r
-WHERE r.outcome = 'pending' AND r.deadline_at < now()
-  AND NOT EXISTS (SELECT FROM receipt p WHERE (p.environment_id, p.intent_id) = (r.environment_id, r.id) AND p.complete)
-ORDER BY r.deadline_at
+-- An attempt of which no whole answer was stored, past its deadline, its lease over by time or by fence: it may or may not have reached
+-- the provider. Whoever claims it has a minute before others may.
+WITH claimed AS (
+    SELECT r.environment_id, r.id
+    FROM refresh_intent r JOIN connection c ON (c.environment_id, c.id) = (r.environment_id, r.connection_id)
+    WHERE r.outcome = 'pending' AND r.deadline_at < now() AND (c.lease_until < now() OR c.fence <> r.fence)
+      AND NOT EXISTS (SELECT FROM receipt p WHERE (p.environment_id, p.intent_id) = (r.environment_id, r.id) AND p.complete)
+    ORDER BY r.deadline_at
+    LIMIT 1
+    FOR UPDATE OF r SKIP LOCKED
+)
+UPDATE refresh_intent r SET deadline_at = now() + interval '1 minute'
+FROM claimed
+WHERE (r.environment_id, r.id) = (claimed.environment_id, claimed.id)
+RETURNING {attempt_columns};
+
+-- columns: late_sets
+-- Late token sets, with their connection and the attempt that brought them.
+secret_version s
+    JOIN connection c ON (c.environment_id, c.id) = (s.environment_id, s.connection_id)
+    JOIN refresh_intent r ON (r.environment_id, r.connection_id, r.fence) = (s.environment_id, s.connection_id, s.fence)
+
+-- columns: adoptable
+-- A late token set that may become current: the successor of the version in use, whatever was edited meanwhile; any of the same consent
+-- once that version's token was refused; or one whose answer was given up for lost.
+s.state = 'orphan' AND (
+      (c.state = 'connected' AND s.version_no = c.version + 1)
+   OR (c.state = 'connected' AND r.epoch = c.epoch
+       AND EXISTS (SELECT FROM refresh_intent d
+                    WHERE (d.environment_id, d.connection_id, d.from_version) = (c.environment_id, c.id, c.version) AND d.outcome = 'dead'))
+   OR (c.state = 'needs_reauthorization' AND c.state_reason = 'lost_response' AND r.epoch = c.epoch))
+
+-- name: adoptable_orphan
+-- The newest late token set that may become current while nobody refreshes, held with its connection.
+SELECT s.environment_id, s.connection_id, s.version_no, s.fence, s.state, s.received_at, s.ct
+FROM {late_sets}
+WHERE s.environment_id = :environment_id AND s.connection_id = :connection_id AND c.lease_until < now() AND {adoptable}
+ORDER BY s.received_at DESC, s.fence DESC
 LIMIT 1
-FOR UPDATE OF r SKIP LOCKED;
+FOR UPDATE OF c, s;
+
+-- name: adoptable_after_verdict
+-- Whether a late token set stands in for a refresh token that was refused just now.
+SELECT true
+FROM {late_sets}
+WHERE s.environment_id = :environment_id AND s.connection_id = :connection_id AND s.state = 'orphan' AND c.state = 'connected'
+  AND (s.version_no = c.version + 1 OR r.epoch = c.epoch)
+LIMIT 1;
+
+-- name: adopt_orphan
+-- A late token set becomes the next version. Its access token's end is not known, so it counts as ended: a refresh comes first.
+UPDATE connection
+   SET version = version + 1, fence = fence + 1, state = 'connected', state_reason = NULL, state_cause = NULL,
+       state_since = CASE WHEN state = 'connected' THEN state_since ELSE now() END, in_doubt = false, at_exp = now(), serve_until = now(),
+       refresh_after = now(), refreshable = true, instance_url = :instance_url, lease_holder = NULL, lease_until = '-infinity',
+       retry_at = '-infinity', last_refresh_error = NULL, updated_at = now()
+ WHERE environment_id = :environment_id AND id = :connection_id AND version = :version;
+
+-- name: erase_orphan
+-- It was adopted, or is good for nothing.
+DELETE FROM secret_version
+WHERE environment_id = :environment_id AND connection_id = :connection_id AND version_no = :version_no AND fence = :fence AND state = 'orphan';
 
 -- name: orphans_to_settle
--- Token sets that came too late for their lease, of connections that have moved on.
-SELECT s.environment_id, s.connection_id, s.version_no, s.fence, s.state, s.received_at, s.ct
-FROM secret_version s JOIN connection c ON (c.environment_id, c.id) = (s.environment_id, s.connection_id)
-WHERE s.state = 'orphan' AND c.state = 'disconnected'
-ORDER BY s.received_at DESC
+-- Connections with late token sets that something is to be done about: one may be adopted, or the consent they belong to is over. `edited`:
+-- the provider was since they were sent for, so that its address may not be theirs. `renewed`: a newer consent is there.
+SELECT c.environment_id, c.id, bool_or({adoptable}) AS adoptable, bool_or(i.updated_at > r.started_at) AS edited,
+       c.state = 'connected' AS renewed
+FROM {late_sets} JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+WHERE s.state = 'orphan' AND c.lease_until < now() AND (c.state = 'disconnected' OR r.epoch <> c.epoch OR ({adoptable}))
+GROUP BY c.environment_id, c.id, c.state
+ORDER BY c.environment_id, c.id
 LIMIT :most;
 
 -- name: purge_receipts

@@ -1,0 +1,202 @@
+"""What an answer to a refresh means: tokens to keep, a verdict on the grant, or nothing that may be decided yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from broker.connections.model import Tokens
+from broker.connections.providers import Providers
+from broker.connections.sending import Attempt, Target
+from broker.connections.settle import AlreadySettled, IntentOutcome, Settlement, pinned_change
+from broker.connections.supervisor import RefreshResult
+from broker.connections.vaulted import Vault
+from broker.errors import StoreUnavailable
+from broker.failpoint import failpoint
+from broker.log import error_type, log, where
+from broker.oauth.account import enrich_refresh
+from broker.oauth.http import HttpResponse
+from broker.oauth.model import ProviderDescriptor, Rotation, TokenOutcome, TokenSet
+from broker.oauth.template import MetadataRefused
+from broker.oauth.token import outcome_of
+from broker.vault.seal import DataKey
+
+COMMIT_TRIES = 5  # at a database that answers; one that does not is waited for
+_FOREIGN = "The refresh answered with an address or tenant that this provider does not have."
+
+
+class Ruling:
+    """Read an answer, whether it has just come or waited in a receipt, and have written what it means."""
+
+    def __init__(
+        self, vault: Vault, providers: Providers, settlement: Settlement, *, random: Callable[[], float]
+    ) -> None:
+        self._vault, self._providers = vault, providers
+        self._settlement, self._random = settlement, random
+
+    async def on_answer(
+        self, attempt: Attempt, target: Target, response: HttpResponse, key: DataKey | None = None
+    ) -> RefreshResult:
+        """Rule on an answer (reliability.md 3.13); *key* was made for the new version before the request was sent."""
+        try:
+            return await self._ruled(attempt, target, response, key)
+        except AlreadySettled as settled:
+            return settled.result
+
+    async def on_silence(self, attempt: Attempt, target: Target, error: str | None) -> RefreshResult:
+        """Decide nothing; the rotation class says when the same token is sent again (reliability.md 3.15)."""
+        try:
+            return await self._doubted(attempt, target, error)
+        except AlreadySettled as settled:
+            return settled.result
+
+    async def _doubted(self, attempt: Attempt, target: Target, error: str | None) -> RefreshResult:
+        log.error("refresh_in_doubt", provider=target.connection.slug, connection_id=target.connection.wire_id)
+        return await self._settlement.doubt(attempt, target.connection, target.descriptor.rotation, error=error)
+
+    async def _ruled(
+        self, attempt: Attempt, target: Target, response: HttpResponse, key: DataKey | None
+    ) -> RefreshResult:
+        descriptor, connection = target.descriptor, target.connection
+        outcome = outcome_of(
+            descriptor, response, requested_scopes=tuple(connection.scopes), kind="refresh", now=datetime.now(UTC)
+        )
+        failpoint("parse.mid")
+        if outcome.kind == "ok" and outcome.tokens is not None:
+            return await self._renewed(attempt, target, outcome.tokens, response, key)
+        if outcome.error == "unexpected_response_format":  # whatever came with such an address is not handed out
+            return await self._settlement.condemn(
+                attempt, connection, "account_mismatch", _FOREIGN, error=outcome.error
+            )
+        came_to = verdict(outcome, descriptor)
+        if came_to == "in_doubt":
+            return await self._doubted(attempt, target, outcome.error)
+        if came_to == "dead":
+            cause = f"The provider refused the refresh token ({outcome.error or 'no code given'})."
+            return await self._settlement.condemn(attempt, connection, "revoked", cause, error=outcome.error)
+        if came_to == "config_fault":
+            log.error("provider_refuses_our_credentials", provider=connection.slug, error_code=outcome.error)
+            return await self._settlement.blame_registration(attempt, connection, target.integration, outcome.error)
+        if came_to == "unknown":
+            log.error("provider_error_unknown", provider=connection.slug, error_code=outcome.error)
+        return await self._settlement.release(
+            attempt, connection, came_to, delay=self._pause(came_to, outcome.retry_after), error=outcome.error
+        )
+
+    def _pause(self, came_to: IntentOutcome, asked: timedelta | None) -> timedelta:
+        if came_to == "throttled":
+            return asked or timedelta(seconds=2 + 58 * self._random())
+        seconds = {"busy": 1 + 2 * self._random(), "refused_5xx": 0.3 + self._random()}
+        return timedelta(seconds=seconds.get(came_to, 60))
+
+    # --- a success --------------------------------------------------------------------------------------------------
+
+    async def _renewed(
+        self, attempt: Attempt, target: Target, tokens: TokenSet, response: HttpResponse, key: DataKey | None
+    ) -> RefreshResult:
+        connection = target.connection
+        if target.held is None:  # nobody's any more: it is kept for the provider to be told, so nothing is looked up
+            return await self._commit(attempt, target, tokens, late(tokens), key)
+        try:
+            tokens, metadata = await self._enriched(attempt, target, target.held, tokens, response)
+        except MetadataRefused as refused:
+            return await self._settlement.condemn(
+                attempt, connection, "account_mismatch", f"{refused}", error="unexpected_response_format"
+            )
+        changed = pinned_change(target.descriptor, target.held, metadata)
+        if changed:
+            cause = f"The refreshed token answers for another {changed.replace('_', ' ')} than the connection's."
+            return await self._settlement.condemn(
+                attempt, connection, "account_mismatch", cause, error="account_mismatch"
+            )
+        return await self._commit(attempt, target, tokens, merged(target.held, tokens, metadata), key)
+
+    async def _enriched(
+        self, attempt: Attempt, target: Target, held: Tokens, tokens: TokenSet, response: HttpResponse
+    ) -> tuple[TokenSet, dict[str, str]]:
+        flow = enrich_refresh(
+            target.descriptor,
+            target.endpoints,
+            target.registration,
+            tokens,
+            answer=response,
+            metadata=held.metadata,
+            now=attempt.sent_at,
+            config=target.config,
+        )
+        try:
+            enriched = await self._providers.run(target.descriptor, target.endpoints, flow)
+        except MetadataRefused:
+            raise
+        except Exception as exc:
+            # The tokens are good and must not be lost; what could not be looked up keeps its stored value.
+            log.error(
+                "refresh_look_up_failed",
+                provider=target.connection.slug,
+                error_type=error_type(exc),
+                where=where(exc),
+            )
+            return tokens, dict(tokens.metadata)
+        return enriched.tokens, dict(enriched.metadata)
+
+    async def _commit(
+        self, attempt: Attempt, target: Target, answer: TokenSet, tokens: Tokens, key: DataKey | None
+    ) -> RefreshResult:
+        """Store *tokens*; a database that is away is waited for, one that refuses is asked a few times more."""
+        sealed = self._vault.seal_tokens(target.connection, attempt.from_version + 1, tokens, key)
+        failpoint("commit.before")
+        refused = 0
+        while True:
+            try:
+                return await self._settlement.commit(
+                    attempt, target.connection, target.descriptor.rotation, answer, tokens, sealed
+                )
+            except AlreadySettled:
+                raise
+            except StoreUnavailable:  # the receipt is durable; the reconciler would commit it if this process died
+                log.warning("commit_waits_for_database", connection_id=target.connection.wire_id)
+            except Exception as exc:
+                refused += 1
+                log.error("commit_refused", error_type=error_type(exc), where=where(exc))
+                if refused == COMMIT_TRIES:
+                    raise
+            await asyncio.sleep(0.5 + self._random())
+
+
+def merged(old: Tokens, new: TokenSet, metadata: dict[str, str]) -> Tokens:
+    """Lay a refresh's answer over what was held: an absent refresh token or field keeps its stored value."""
+    return Tokens(
+        access_token=new.access_token,
+        refresh_token=new.refresh_token or old.refresh_token,
+        token_type=new.token_type,
+        metadata={**old.metadata, **new.metadata, **metadata},
+    )
+
+
+def late(new: TokenSet) -> Tokens:
+    """Return what an answer holds by itself, with nothing of a version that it did not come from."""
+    return Tokens(
+        access_token=new.access_token,
+        refresh_token=new.refresh_token,
+        token_type=new.token_type,
+        metadata=dict(new.metadata),
+    )
+
+
+def verdict(outcome: TokenOutcome, descriptor: ProviderDescriptor) -> IntentOutcome:
+    """Translate the protocol's outcome into the intent's, by rotation class where that decides."""
+    if outcome.kind == "unavailable":
+        return _server_error(descriptor.rotation)
+    names: dict[str, IntentOutcome] = {
+        "dead": "dead",
+        "busy": "busy",
+        "throttled": "throttled",
+        "client_fault": "config_fault",
+        "in_doubt": "in_doubt",
+    }
+    return names.get(outcome.kind, "unknown")
+
+
+def _server_error(rotation: Rotation) -> IntentOutcome:
+    return "refused_5xx" if rotation.server_error == "retry" else "in_doubt"
