@@ -14,7 +14,7 @@ from broker.api.admin_views import connection_view, detailed_view, operation_vie
 from broker.api.openapi import documented
 from broker.api.paging import Paging, page
 from broker.api.requests import ApiRequest, body_of, caller_of, once, owner_segment, query_of, services
-from broker.api.schemas import Note, OwnerId, PageQuery, Request, Slug, Time
+from broker.api.schemas import Note, OwnerId, PageQuery, Request, Slug, Time, check_time
 from broker.api.views import Page
 from broker.audit.read import audit_page
 from broker.callers.model import Caller
@@ -37,6 +37,9 @@ class FilterBody(Request, frozen=True, kw_only=True):
     organization_id: OwnerId | UnsetType | None = UNSET
     state: State | UnsetType = UNSET
     idle_since: Time | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        check_time("idle_since", self.idle_since)
 
 
 class BulkBody(Request, frozen=True, kw_only=True):
@@ -61,6 +64,9 @@ class ConnectionsQuery(PageQuery, frozen=True, kw_only=True):
     organization_id: OwnerId | None = None
     state: State | None = None
     idle_since: Time | None = None
+
+    def __post_init__(self) -> None:
+        check_time("idle_since", self.idle_since)
 
 
 # --- connections ----------------------------------------------------------------------------------------------------

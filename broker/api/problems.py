@@ -145,7 +145,8 @@ def invalid_input(exc: msgspec.ValidationError | msgspec.DecodeError, noun: str 
     what, path = found["what"], shown(found["path"] or "")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
         return InvalidRequest(f"The {noun} '{shown(f'{path}.{missing[1]}')}' is required.")
-    return InvalidRequest(f"The {noun} '{path}' {_wanted(what)}." if path else f"The body {_wanted(what)}.")
+    whole = "body" if noun == "field" else "query"
+    return InvalidRequest(f"The {noun} '{path}' {_wanted(what)}." if path else f"The {whole} {_wanted(what)}.")
 
 
 def _wanted(what: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,6 +23,15 @@ Purpose = Annotated[str, Meta(max_length=200, pattern=NO_NUL)]
 Note = Annotated[str, Meta(max_length=200, pattern=NO_NUL)]
 # With the zone that Python's and Node's clients always write: a local time would mean something else on each machine.
 Time = Annotated[datetime, Meta(tz=True)]
+
+
+def check_time(name: str, at: datetime | UnsetType | None) -> None:
+    """Raise for a time that no calendar has in UTC, such as the last hour of the year 9999 in a western zone."""
+    if isinstance(at, datetime):
+        try:
+            at.astimezone(UTC)
+        except OverflowError:
+            raise ValueError(f"Expected {name} to be within the years 1 to 9999 in UTC") from None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

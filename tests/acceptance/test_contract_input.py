@@ -89,6 +89,8 @@ WRONG: list[tuple[str, str, Any, tuple[int, str], str]] = [
     ("GET", "/data-integrations?after=", None, BAD, "after"),
     ("GET", "/data-integrations?after=a&before=b", None, BAD, "before or after"),
     ("GET", "/admin/connections?idle_since=yesterday", None, BAD, "idle_since"),
+    ("GET", "/admin/connections?idle_since=9999-12-31T23:59:59-23:59", None, BAD, "idle_since"),
+    ("POST", "/admin/revoke", {"filter": {"idle_since": "0001-01-01T00:00:00+23:59"}}, BAD, "idle_since"),
     ("GET", "/admin/audit?after=audit_x", None, BAD, "cursor"),
     # paths
     ("GET", "/user_management/users/%00/connected_accounts/acme", None, BAD, "id in the path"),
