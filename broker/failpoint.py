@@ -24,6 +24,7 @@ NAMES = frozenset(
         "commit.mid",
         "commit.after",
         "orphan.before",
+        "rewrap.mid_batch",
         "handout.before_audit",
         "handout.after_audit",
     }

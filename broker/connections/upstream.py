@@ -112,22 +112,31 @@ class UpstreamRevocation:
             return Verdict("failed", "expired") if job.expired else Verdict("unsupported", "nothing_to_revoke")
         if await ends_another(self._database, descriptor, doomed.connection):
             return Verdict("unsupported", "grant_in_use")
+        verdicts = []
         for version in tuple(doomed.versions):
-            tokens = self._vault.open_tokens(doomed.connection, version)
-            if needs_live_access_token(descriptor) and _has_lapsed(doomed.connection, version, tokens):
-                last = await self._last_refresh.renewed(
-                    descriptor, integration, doomed.connection, tokens, keep_until=job.created_at + GIVE_UP_AFTER
-                )
-                if last.version is not None:
-                    doomed.versions.append(last.version)
-                if last.tokens is None:
-                    verdict = _unrenewed(job, last)
-                    break
-                tokens = last.tokens
-            verdict = await self._ended(descriptor, integration, doomed.connection.config, tokens)
-            if verdict.status != "succeeded":
-                break
-        return verdict
+            last = await self._living(job, descriptor, integration, doomed.connection, version)
+            if last.version is not None:
+                doomed.versions.append(last.version)
+            if last.tokens is None:
+                verdicts.append(_unrenewed(job, last))
+            else:
+                verdicts.append(await self._ended(descriptor, integration, doomed.connection.config, last.tokens))
+        return _of_all(verdicts)
+
+    async def _living(
+        self,
+        job: RevocationJob,
+        descriptor: ProviderDescriptor,
+        integration: Integration,
+        connection: Connection,
+        version: SecretVersion,
+    ) -> LastTokens:
+        """Return the tokens of *version*, renewed where the provider wants a live access token and this one is over."""
+        tokens = self._vault.open_tokens(connection, version)
+        if not needs_live_access_token(descriptor) or not _has_lapsed(connection, version, tokens):
+            return LastTokens(outcome="as_stored", tokens=tokens)
+        keep_until = job.created_at + GIVE_UP_AFTER
+        return await self._last_refresh.renewed(descriptor, integration, connection, tokens, keep_until=keep_until)
 
     async def _ended(
         self, descriptor: ProviderDescriptor, integration: Integration, config: Mapping[str, str], tokens: Tokens
@@ -184,6 +193,15 @@ class UpstreamRevocation:
                 outcome="ok" if outcome == "succeeded" else "failed",
                 reason=verdict.error or (outcome if outcome != "succeeded" else None),
             )
+
+
+def _of_all(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return what several versions of one grant came to: a provider may refuse the spent ones beside the live one."""
+    for status in ("retry", "succeeded"):
+        found = next((verdict for verdict in verdicts if verdict.status == status), None)
+        if found is not None:
+            return found
+    return verdicts[0]
 
 
 def _has_lapsed(connection: Connection, version: SecretVersion, tokens: Tokens) -> bool:
