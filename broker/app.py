@@ -30,6 +30,7 @@ from broker.connections.complete import Complete
 from broker.connections.connecting import Connecting
 from broker.connections.directory import Directory
 from broker.connections.exchange import CodeExchange
+from broker.connections.imported import Imports
 from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
 from broker.connections.providers import Providers
@@ -139,7 +140,7 @@ def _compose(
         authorize=Authorize(database, vault, providers, allowed_return_to=settings.allowed_return_to),
         complete=Complete(database, vault, providers, connecting, attempts),
         attempts=attempts,
-        accounts=Accounts(database, vault, providers, revoke, jitter=_jitter),
+        accounts=Accounts(database, vault, providers, revoke, Imports(providers, jitter=_jitter)),
         directory=Directory(database),
         integrations=Integrations(database, vault, providers, revoke, development=development),
         revoke=revoke,

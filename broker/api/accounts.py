@@ -19,7 +19,8 @@ from broker.api.requests import (
 )
 from broker.api.services import Services
 from broker.callers.model import Caller
-from broker.connections.accounts import Imported, Selector
+from broker.connections.accounts import Selector
+from broker.connections.imported import Imported
 from broker.connections.model import Integration, Owner
 from broker.connections.wire import ConnectedAccount, connected_account
 from broker.errors import DescriptorError, InvalidRequest, MultipleConnectionsUnavailable

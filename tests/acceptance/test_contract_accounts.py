@@ -215,6 +215,21 @@ async def test_put_without_tokens_cannot_connect(accounts: Accounts):
     refused(await accounts.put({"state": "connected"}), 422, "invalid_token_combination")
 
 
+async def test_damaged_tokens_can_be_replaced(accounts: Accounts):
+    """A secret that cannot be opened is no reason to refuse a label, or the new tokens that mend it."""
+    await accounts.create({"access_token": "at"})
+    async with accounts.backend.penstock.services.database.session() as session:
+        await session._connection.execute(
+            "UPDATE secret_version s SET ct = 'damaged' FROM connection c"
+            " WHERE c.id = s.connection_id AND c.user_id = $1",
+            accounts.user,
+        )
+
+    assert (await accounts.put({"account_display_name": "x"})).json()["account_display_name"] == "x"
+    assert (await accounts.put({"access_token": "new"})).status_code == 200
+    assert (await accounts.backend.access_token(accounts.user))["access_token"] == "new"
+
+
 async def test_operators_hold_is_not_lifted_by_put(accounts: Accounts):
     """What an operator forced, only the person's fresh consent undoes."""
     account = (await accounts.create({"access_token": "at"})).json()["id"]
