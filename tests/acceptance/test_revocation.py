@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from broker.connections.upstream import UpstreamRevocation
+from tests.conftest import FreshDatabase
 from tests.hostile import fingerprint
 from tests.rig.acme import Acme, running_acme
 
@@ -22,7 +24,7 @@ async def acme(database_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> A
 async def quiet(acme: Acme) -> AsyncIterator[None]:
     """Give every test a provider without faults and an empty queue."""
     yield
-    acme.provider.tune(revocation="200", lose="nothing")
+    acme.provider.tune(revocation="200", lose="nothing", affects=("token",))
     await acme.database.execute("UPDATE revocation_job SET status = 'failed' WHERE status = 'pending'")
 
 
@@ -226,3 +228,38 @@ async def test_each_attempt_is_on_the_timeline(acme: Acme):
         ("upstream_revocation", "failed", "http_503"),
         ("disconnected", "ok", "disconnected"),
     ]
+
+
+async def test_refusal_of_a_spent_version_does_not_count(acme: Acme):
+    """A late answer and what it replaced are both sent; a provider that knows only the newer one has still ended it."""
+    await acme.backend.connect("jan")
+    await acme.expire("jan")
+    acme.provider.once(latency=0.4)
+    calling = asyncio.create_task(acme.backend.token("jan"))
+    await acme.provider.until(lambda journal: journal.refreshes() and not journal.refreshes()[-1].finished_at)
+    await acme.backend.disconnect("jan")
+    await calling
+    await acme.services.reconciler.run()
+    assert await acme.secrets_of("jan") == 2
+    before = len(acme.provider.journal.revocations())
+    acme.provider.once(revocation="200", affects=("revoke",))
+    acme.provider.once(revocation="400", affects=("revoke",))
+
+    await acme.services.upstream.run_one()
+
+    late, spent = acme.provider.journal.revocations()[before:]
+    assert late.token == acme.provider.journal.refreshes()[-1].issued_refresh_token
+    assert (late.status, spent.status) == (200, 400)
+    assert await acme.secrets_of("jan") == 0
+    ended = "SELECT count(*) FROM revocation_job WHERE status = 'succeeded' AND connection_id = "
+    assert await acme.value(f"{ended} (SELECT id FROM connection WHERE user_id = 'jan')") == 1  # noqa: S608
+
+
+async def test_worker_does_all_this_by_itself(fresh_database: FreshDatabase, tmp_path: Path):
+    """In a running server the provider hears of a disconnect within moments, and the answer did not wait for it."""
+    async with running_acme(await fresh_database(), tmp_path, worker=True) as running:
+        grant = await disconnected(running, "kit")
+
+        await running.provider.until(lambda journal: journal.revocations() and journal.revocations()[0].finished_at)
+
+        assert not running.provider.is_live(grant)
