@@ -185,7 +185,7 @@ def examine(environ: Mapping[str, str]) -> tuple[Settings | None, list[Configura
             public_url=public_url,
             keyring=keyring or f"file:{home / 'keyring.json'}",
             bootstrap_api_key=Secret(bootstrap) if bootstrap else None,
-            allowed_origins=origins,
+            allowed_origins=tuple(origin.rstrip("/") for origin in origins),  # browsers send none
             allowed_return_to=return_to,
             outbound_allow=allow,
             provider_hosts=hosts,

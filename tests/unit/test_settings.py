@@ -101,3 +101,10 @@ def test_several_problems_are_all_named_at_once():
         "PENSTOCK_DATABASE_URL",
         "PENSTOCK_KEYRING",
     }
+
+
+def test_an_origin_with_a_trailing_slash_is_the_origin_without():
+    """Browsers send an origin without a slash; a list with one would match nothing and say nothing."""
+    assert load({"PENSTOCK_ALLOWED_ORIGINS": "https://app.example.com/"}).allowed_origins == (
+        "https://app.example.com",
+    )
