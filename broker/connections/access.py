@@ -59,7 +59,7 @@ class TokenAccess:
         held = await self._hand_outs.ask(_ask(key_digest, query, info, take=query.plain))
         if held.serve:
             if held.refresh_due:
-                self._supervisor.begin(_key(held))
+                self._supervisor.begin(_key(held), newer_than=held.version)
             return await self._issued(held, degraded=bool(held.refresh_failing))
         caller = _allowed(held, query, info)
         chosen = await self._chosen(held, query, caller)
@@ -133,7 +133,7 @@ class TokenAccess:
             elif not looked.above_floor and tried is not None:
                 raise _no_token(tried)
             elif looked.refreshable and tried is None and not (looked.above_floor and looked.lasts):
-                tried = await self._supervisor.wait(_key(looked), REFRESH_WAIT)
+                tried = await self._supervisor.wait(_key(looked), REFRESH_WAIT, newer_than=looked.version)
             else:
                 token = await self._taken(key_digest, looked, query, caller, tried)
                 if token is not None:
@@ -145,7 +145,7 @@ class TokenAccess:
     ) -> IssuedToken | None:
         """Hand out the version that was looked at; None when it has changed since."""
         if looked.refresh_due:
-            self._supervisor.begin(_key(looked))
+            self._supervisor.begin(_key(looked), newer_than=looked.version)
         taken = await self._hand_outs.ask(
             _ask(
                 key_digest,

@@ -21,7 +21,7 @@ from broker.connections.settle import AlreadySettled, Settlement
 from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
 from broker.connections.versions import note_unreadable
-from broker.errors import BrokerError, DescriptorError, IntegrationUnusable, StoreUnavailable, VaultError
+from broker.errors import BrokerError, DescriptorError, IntegrationUnusable, VaultError
 from broker.failpoint import failpoint
 from broker.log import error_type, log, where
 from broker.oauth.http import HttpResponse
@@ -71,18 +71,19 @@ class RefreshEngine:
         self.preparation = Preparation(database, vault, providers)
         self.orphans = Orphans(database, vault)
 
-    async def refresh(self, key: ConnectionKey) -> RefreshResult:
+    async def refresh(self, key: ConnectionKey, newer_than: int | None = None) -> RefreshResult:
         """Refresh a connection, or wait for whoever is doing so; never raises for what a provider does.
 
-        What soon deserves another attempt gets it here, while the caller waits.
+        A version above *newer_than* that is there already is all that was asked for; what soon deserves another attempt
+        gets it here, while the caller waits.
         """
-        to_replace: int | None = None
+        to_replace = newer_than
         for tries in itertools.count(1):
             connection = await self._connection(key)
             if connection is None or connection.state != "connected":
                 return RefreshResult("condemned")
             if to_replace is not None and connection.version > to_replace:
-                return RefreshResult("renewed")
+                return RefreshResult("renewed", version=connection.version)
             try:
                 if await self.orphans.adopt(*key):
                     connection = await self._connection(key) or connection
@@ -172,8 +173,13 @@ class RefreshEngine:
                     holder=self._holder,
                     lease=LEASE,
                 )
-            except StoreUnavailable:
-                log.warning("lease_not_renewed", connection_id=str(attempt.connection_id), fence=attempt.fence)
+            except Exception as exc:
+                log.warning(
+                    "lease_not_renewed",
+                    connection_id=str(attempt.connection_id),
+                    fence=attempt.fence,
+                    error_type=error_type(exc),
+                )
 
     # --- the call ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +268,7 @@ class RefreshEngine:
             if seen is None or seen.state != "connected":
                 return RefreshResult("condemned")
             if seen.version > connection.version:
-                return RefreshResult("renewed")
+                return RefreshResult("renewed", version=seen.version)
             if not seen.busy:
                 misconfigured = seen.misconfigured and seen.retry_in > 0
                 return RefreshResult("misconfigured" if misconfigured else "unavailable", delay=seen.retry_in)

@@ -41,14 +41,13 @@ PREVIOUS_FOR = {"R0": timedelta(0), "R1": timedelta(hours=24), "R4": timedelta(0
 TRIES: dict[IntentOutcome, int] = {"not_sent": 3, "busy": 2, "refused_5xx": 4, "in_doubt": 3}
 SOON = 3.0  # seconds
 AT_ONCE = RefreshResult("unavailable", delay=0.05, tries=3)
-RENEWED = RefreshResult("renewed")
 
 
 class AlreadySettled(Exception):
     """Somebody else has settled this attempt: a commit of which the answer was lost, or the reconciler."""
 
-    def __init__(self, outcome: str | None) -> None:
-        self.result = {"committed": RENEWED, "orphaned": AT_ONCE}.get(outcome or "", UNAVAILABLE)
+    def __init__(self, attempt: Attempt, outcome: str | None) -> None:
+        self.result = {"committed": renewed(attempt), "orphaned": AT_ONCE}.get(outcome or "", UNAVAILABLE)
         super().__init__(outcome)
 
 
@@ -102,7 +101,7 @@ class Settlement:
             outcome: IntentOutcome = "committed" if swapped else "orphaned"
             await self._finish(session, attempt, connection, outcome, version_no=attempt.from_version + 1)
         failpoint("commit.after")
-        return RENEWED if swapped else AT_ONCE
+        return renewed(attempt) if swapped else AT_ONCE
 
     async def _swap(
         self, session: Session, attempt: Attempt, rotation: Rotation, answer: TokenSet, tokens: Tokens
@@ -291,7 +290,7 @@ class Settlement:
             # First of all locks, whatever the outcome: holder and reconciler then wait for each other in one order.
             before = await session.value("lock_intent", environment_id=attempt.environment_id, id=attempt.intent_id)
             if before not in ("pending", "in_doubt"):
-                raise AlreadySettled(before)
+                raise AlreadySettled(attempt, before)
             yield session
         self._wake_ups.announce(str(attempt.connection_id))
 
@@ -318,6 +317,11 @@ class Settlement:
             reason=None if outcome == "committed" else outcome,
         )
         await session.value("notify", payload=str(attempt.connection_id))
+
+
+def renewed(attempt: Attempt) -> RefreshResult:
+    """Return what a committed attempt came to."""
+    return RefreshResult("renewed", version=attempt.from_version + 1)
 
 
 def _named(attempt: Attempt) -> dict[str, object]:

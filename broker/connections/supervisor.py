@@ -14,6 +14,7 @@ import msgspec
 from broker.errors import StoreUnavailable
 from broker.log import error_type, log, where
 
+DRAIN_FOR = 150.0  # seconds; a call may take 120
 LONGEST_WAIT = 60  # seconds; official clients wait no longer, whatever they are told
 
 
@@ -30,6 +31,7 @@ class RefreshResult(msgspec.Struct, frozen=True):
     kind: Literal["renewed", "condemned", "misconfigured", "unavailable"]
     delay: float = 2.0  # seconds until another attempt is allowed
     tries: int = 1  # so many attempts in a row are worth the time of whoever waits
+    version: int = 0  # the one that is current now, where the refresh renewed
 
     @property
     def retry_after(self) -> int:
@@ -43,42 +45,54 @@ UNAVAILABLE = RefreshResult("unavailable")
 class RefreshSupervisor:
     """Own the running refreshes; joiners share one outcome, success or failure."""
 
-    def __init__(self, refresh: Callable[[ConnectionKey], Awaitable[RefreshResult]]) -> None:
+    def __init__(self, refresh: Callable[[ConnectionKey, int | None], Awaitable[RefreshResult]]) -> None:
         self._refresh = refresh
         self._tasks: dict[ConnectionKey, asyncio.Task[RefreshResult]] = {}  # strong references: asyncio keeps weak ones
         self._closing = False
 
-    def begin(self, key: ConnectionKey) -> None:
+    def begin(self, key: ConnectionKey, *, newer_than: int | None = None) -> None:
         """See to it that a refresh of *key* is running, and wait for nothing."""
         if not self._closing:
-            self._join(key)
+            self._join(key, newer_than)
 
-    async def wait(self, key: ConnectionKey, seconds: float) -> RefreshResult:
-        """Wait for the refresh of *key*, at most *seconds*; it goes on without its callers."""
-        if self._closing:
-            return UNAVAILABLE
+    async def wait(self, key: ConnectionKey, seconds: float, *, newer_than: int | None = None) -> RefreshResult:
+        """Wait for the refresh of *key*, at most *seconds*; it goes on without its callers.
+
+        *newer_than* is the version the caller has seen: any above it will do, were it there already, and none below.
+        """
         try:
-            return await asyncio.wait_for(asyncio.shield(self._join(key)), seconds)
+            async with asyncio.timeout(seconds):
+                while not self._closing:
+                    result = await asyncio.shield(self._join(key, newer_than))
+                    if newer_than is None or result.kind != "renewed" or result.version > newer_than:
+                        return result
         except TimeoutError:
-            return UNAVAILABLE
+            pass
+        return UNAVAILABLE
 
-    async def drain(self) -> None:
-        """Take no new refresh and let the running ones finish: a provider's answer is never abandoned."""
+    async def drain(self, seconds: float = DRAIN_FOR) -> None:
+        """Take no new refresh and let the running ones finish, answers that the store refuses included.
+
+        After *seconds* the rest is left to whoever ends the process; what it held of answers goes with it, and is told.
+        """
         self._closing = True
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks.values(), timeout=seconds)
+            if left:
+                log.critical("refreshes_left_behind", count=len(left))
 
-    def _join(self, key: ConnectionKey) -> asyncio.Task[RefreshResult]:
+    def _join(self, key: ConnectionKey, newer_than: int | None) -> asyncio.Task[RefreshResult]:
         task = self._tasks.get(key)
         if task is None:
             # An empty context keeps the request's logging fields and cancel scopes out of the task.
-            task = asyncio.get_running_loop().create_task(self._guarded(key), context=contextvars.Context())
+            task = asyncio.get_running_loop().create_task(self._guarded(key, newer_than), context=contextvars.Context())
             self._tasks[key] = task
             task.add_done_callback(lambda _done: self._tasks.pop(key, None))
         return task
 
-    async def _guarded(self, key: ConnectionKey) -> RefreshResult:
+    async def _guarded(self, key: ConnectionKey, newer_than: int | None) -> RefreshResult:
         try:
-            return await self._refresh(key)
+            return await self._refresh(key, newer_than)
         except StoreUnavailable:
             log.warning("refresh_waits_for_database", connection_id=str(key.connection_id))
         except Exception as exc:
