@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from uuid import UUID
 
 import msgspec
@@ -10,13 +11,15 @@ import msgspec
 from broker.connections.supervisor import ConnectionKey, RefreshSupervisor
 from broker.store.postgres import Database
 
-AT_ONCE = 16
+AT_ONCE, AT_ONE_INTEGRATION = 16, 4
+AGAIN_AFTER = timedelta(minutes=5)
 PATIENCE = 30.0  # seconds for one round; a provider that takes longer finishes without us
 
 
 class _Due(msgspec.Struct, frozen=True):
     environment_id: str
     id: UUID
+    version: int
 
 
 class KeepAlive:
@@ -27,7 +30,18 @@ class KeepAlive:
 
     async def run(self) -> int:
         """Start the refreshes that are due, side by side; return how many."""
-        due = await self._database.all(_Due, "idle_connections", most=AT_ONCE)
-        keys = [ConnectionKey(found.environment_id, found.id) for found in due]
-        await asyncio.gather(*(self._supervisor.wait(key, PATIENCE) for key in keys))
+        due = await self._database.all(_Due, "idle_connections", most=AT_ONCE, most_per_integration=AT_ONE_INTEGRATION)
+        await asyncio.gather(*(self._keep(found) for found in due))
         return len(due)
+
+    async def _keep(self, found: _Due) -> None:
+        key = ConnectionKey(found.environment_id, found.id)
+        result = await self._supervisor.wait(key, PATIENCE, newer_than=found.version)
+        if result.kind != "renewed":  # one that cannot be refreshed makes room for those that can
+            await self._database.execute(
+                "put_off_keep_alive",
+                environment_id=found.environment_id,
+                connection_id=found.id,
+                version=found.version,
+                wait=AGAIN_AFTER,
+            )

@@ -21,7 +21,7 @@ from broker.connections.settle import AlreadySettled, Settlement
 from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
 from broker.connections.versions import note_unreadable
-from broker.errors import BrokerError, DescriptorError, IntegrationUnusable, VaultError
+from broker.errors import BrokerError, DescriptorError, IntegrationUnusable, InvalidRequest, VaultError
 from broker.failpoint import failpoint
 from broker.log import error_type, log, where
 from broker.oauth.http import HttpResponse
@@ -105,9 +105,9 @@ class RefreshEngine:
     async def _attempted(self, connection: Connection) -> RefreshResult:
         try:
             prepared = await self.preparation.prepared(connection)
-        except (IntegrationUnusable, DescriptorError) as exc:
+        except (IntegrationUnusable, DescriptorError, InvalidRequest) as exc:
             log.error("refresh_not_configured", provider=connection.slug, error_code=exc.code)
-            return RefreshResult("misconfigured", delay=15)
+            return await self._settlement.blame_configuration(connection, exc.code)
         if prepared is None:
             return await self._waited(connection)
         environment_id = connection.environment_id

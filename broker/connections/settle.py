@@ -189,6 +189,14 @@ class Settlement:
             )
         return msgspec.structs.replace(released, kind="misconfigured")
 
+    async def blame_configuration(self, connection: Connection, error: str) -> RefreshResult:
+        """Note that a refresh could not even be prepared: the integration is invalid, no connection changes."""
+        named = {"environment_id": connection.environment_id, "id": connection.integration_id}
+        async with self._database.transaction() as session:
+            revision = await session.value("integration_revision", **named)
+            await session.execute("mark_integration_invalid", **named, revision=revision, error=error)
+        return RefreshResult("misconfigured", delay=15)
+
     async def _release(
         self,
         session: Session,

@@ -1,0 +1,92 @@
+"""What needs no caller: idle refresh tokens kept alive fairly, broken configuration named, and a drain that ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
+from tests.acceptance.refresh_rig import eventually
+from tests.acceptance.refresh_world import World, refresh_world
+from tests.conftest import FreshDatabase
+
+IDLE = "created_at = now() - interval '20 days', rt_idle_exp = now() + interval '1 day'"
+KEY = ConnectionKey("default", UUID(int=1))
+
+
+@pytest.fixture
+async def world(fresh_database: FreshDatabase, tmp_path: Path) -> AsyncIterator[World]:
+    async with refresh_world(await fresh_database(), tmp_path, rotation="R0") as made:
+        yield made
+
+
+async def without_credentials(world: World) -> None:
+    """Take away what `acme` needs to be asked at all."""
+    await world.store.pool.execute("UPDATE integration SET client_id = NULL WHERE slug = 'acme'")
+
+
+async def test_broken_integration_starves_no_other_of_its_keep_alive(world: World) -> None:
+    """Seventeen connections that cannot be refreshed lapse sooner than the one that can, and it is kept alive."""
+    await world.backend.add_provider("other")
+    for number in range(17):
+        await world.connect(f"u{number}")
+        await world.store.set(f"u{number}", IDLE)
+    await world.connect("last", "other")
+    await world.store.set("last", f"{IDLE} + interval '1 hour'")
+    await without_credentials(world)
+    assert await world.penstock.services.keep_alive.run() == 5
+    assert (await world.store.row("last"))["version"] == 2
+
+
+async def test_broken_connection_makes_room_for_the_next_of_its_integration(world: World) -> None:
+    """A failure that nobody was told of is not first in line again a minute later."""
+    for number in range(5):
+        await world.connect(f"u{number}")
+        await world.store.set(f"u{number}", IDLE)
+    await without_credentials(world)
+    assert [await world.penstock.services.keep_alive.run() for _ in range(3)] == [4, 1, 0]
+
+
+async def test_lapsed_refresh_token_is_not_kept_alive(world: World) -> None:
+    """Its idle end is over: only a caller's need may still try it."""
+    await world.connect()
+    await world.store.set("ada", "created_at = now() - interval '20 days', rt_idle_exp = now() - interval '1 day'")
+    assert await world.penstock.services.keep_alive.run() == 0
+
+
+async def test_refresh_that_cannot_be_prepared_names_the_integration(world: World) -> None:
+    """An operator has to act, not the person: the integration says what is wrong, the connection stays."""
+    await world.connect()
+    await world.store.expire("ada")
+    await without_credentials(world)
+    answer = await world.backend.token()
+    assert answer.json()["code"] == "provider_misconfigured"
+    state = await world.store.pool.fetchrow("SELECT state, state_reason FROM integration WHERE slug = 'acme'")
+    assert tuple(state) == ("invalid", "invalid_data_integration_state")
+    assert (await world.store.row("ada"))["state"] == "connected"
+
+
+async def test_drain_ends_even_if_a_refresh_does_not() -> None:
+    """It starts nothing more, waits its time, and leaves the rest to whoever ends the process."""
+    begun: list[ConnectionKey] = []
+    never = asyncio.Event()
+
+    async def refresh(key: ConnectionKey, _newer_than: int | None) -> RefreshResult:
+        begun.append(key)
+        await never.wait()
+        return RefreshResult("renewed", version=2)
+
+    supervisor = RefreshSupervisor(refresh)
+    supervisor.begin(KEY)
+    await eventually(lambda: asyncio.sleep(0, begun))
+    async with asyncio.timeout(5):
+        await supervisor.drain(seconds=0.05)
+    supervisor.begin(ConnectionKey("default", UUID(int=2)))
+    await asyncio.sleep(0)
+    assert (await supervisor.wait(KEY, 1)).kind == "unavailable"
+    assert begun == [KEY]
+    never.set()
