@@ -30,7 +30,7 @@ class WakeUps:
     def __init__(self, database: Database, *, redis_url: Secret | None = None) -> None:
         self._database = database
         self._connection: Any = None
-        self._events: dict[str, asyncio.Event] = {}
+        self._waiters: dict[str, set[asyncio.Event]] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._redis = RedisChannel(redis_url, self._heard) if redis_url is not None else None
 
@@ -56,18 +56,20 @@ class WakeUps:
 
     async def wait(self, key: str, seconds: float) -> bool:
         """Return True as soon as *key* is announced, False after *seconds*."""
-        event = self._events.setdefault(key, asyncio.Event())
+        event, waiters = asyncio.Event(), self._waiters.setdefault(key, set())
+        waiters.add(event)
         try:
             await asyncio.wait_for(event.wait(), seconds)
         except TimeoutError:
             return False
         finally:
-            self._events.pop(key, None)
+            waiters.discard(event)
+            if not waiters and self._waiters.get(key) is waiters:
+                del self._waiters[key]
         return True
 
     def _heard(self, key: str) -> None:
-        event = self._events.get(key)
-        if event is not None:
+        for event in self._waiters.get(key, ()):
             event.set()
 
     async def _keep_listening(self) -> None:
@@ -131,7 +133,9 @@ class RedisChannel:
                     await subscription.subscribe(CHANNEL)
                     async for message in subscription.listen():
                         self._heard(message["data"])
-            except (RedisError, OSError, TimeoutError) as exc:
+            except (
+                Exception
+            ) as exc:  # a message that is no text, for one: nothing that others publish ends the listening
                 self._note(working=False, exc=exc)
             await asyncio.sleep(_AGAIN_AFTER)
 

@@ -66,6 +66,7 @@ async def test_refresh_that_cannot_be_prepared_names_the_integration(world: Worl
     answer = await world.backend.token()
     assert answer.json()["code"] == "provider_misconfigured"
     state = await world.store.pool.fetchrow("SELECT state, state_reason FROM integration WHERE slug = 'acme'")
+    assert state is not None
     assert tuple(state) == ("invalid", "invalid_data_integration_state")
     assert (await world.store.row("ada"))["state"] == "connected"
 
