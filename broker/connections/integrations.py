@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
@@ -14,6 +13,7 @@ from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller
 from broker.connections.model import Connection, Integration, Ownership
+from broker.connections.moves import moves
 from broker.connections.providers import Providers
 from broker.connections.revoke import Revoke
 from broker.connections.vaulted import Vault
@@ -26,6 +26,7 @@ from broker.secret import Secret
 from broker.store.postgres import Database, Session
 
 CHUNK = 500
+_CHANGED_MEANWHILE = "The integration was changed by somebody else meanwhile; read it again."
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +103,7 @@ class Integrations:
         config = validate_config(descriptor, new.config, scope="integration")
         integration_id = ids.new_uuid()
         async with self._database.transaction() as session:
-            await session.execute("lock_owner", owner=f"integration/{caller.environment_id}/{new.provider}")
+            stored = await self._locked_definition(session, caller, new.provider)
             if await session.one(
                 Integration,
                 "integration_by_slug",
@@ -114,6 +115,7 @@ class Integrations:
                     f"'{new.provider}' exists already as a {new.ownership}-owned integration; change it with PUT."
                 )
             if definition is not None:
+                _check_unchanged(new, stored, definition)
                 await self._store_definition(session, caller, new.provider, definition)
             await session.execute(
                 "insert_integration",
@@ -164,21 +166,21 @@ class Integrations:
         found = await self.get(caller, slug, ownership)
         definition = _merged_definition(found, change)
         descriptor = self._described(slug, definition)
-        moved = self._moved(found, descriptor, change)
         scopes = found.scopes if change.scopes is UNSET else change.scopes
         _check_scopes(descriptor, scopes)
         config = found.config
         if change.config is not UNSET:
             config = validate_config(descriptor, change.config, scope="integration")
+        moved = moves(found, descriptor, definition, config)
         credentials = self._changed_credentials(found, descriptor, change, moved)
         revision = found.revision + 1
         new_registration = credentials.client_id != found.client_id
         async with self._database.transaction() as session:
+            if await self._locked_definition(session, caller, slug) != found.custom_provider:
+                raise InvalidState(_CHANGED_MEANWHILE)
+            roots = await session.all(Integration, "lock_roots", environment_id=found.environment_id, slug=slug)
             if definition is not None and change.custom_provider is not UNSET:
                 await self._store_definition(session, caller, slug, definition)
-            usable = credentials.client_id and (
-                credentials.client_secret or descriptor.token_endpoint_auth_method == "none"  # noqa: S105
-            )
             updated = await session.execute(
                 "update_integration",
                 environment_id=found.environment_id,
@@ -187,7 +189,7 @@ class Integrations:
                 revision=revision,
                 description=found.description if change.description is UNSET else change.description,
                 enabled=found.enabled if change.enabled is UNSET else change.enabled,
-                state="valid" if usable else "requested",
+                state=_state(descriptor, credentials.client_id, credentials.client_secret),
                 scopes=scopes,
                 config=config,
                 credentials_type=credentials.type,
@@ -195,9 +197,11 @@ class Integrations:
                 **self._sealed(found.environment_id, found.id, revision, credentials.client_secret),
             )
             if not updated:
-                raise InvalidState("The integration was changed by somebody else meanwhile; read it again.")
+                raise InvalidState(_CHANGED_MEANWHILE)
             if moved:
                 await self._strand(session, caller, found)
+                if definition is not None:
+                    await self._strand_others(session, caller, descriptor, [r for r in roots if r.id != found.id])
             elif new_registration:
                 await session.execute("fence_connections", environment_id=found.environment_id, integration_id=found.id)
             if change.credentials is not UNSET:
@@ -206,16 +210,6 @@ class Integrations:
                 session, caller, "integration_changed", records.Subject(provider=slug), reason="updated"
             )
         return await self.get(caller, slug, ownership)
-
-    def _moved(self, found: Integration, descriptor: ProviderDescriptor, change: IntegrationChange) -> bool:
-        """Say whether a secret would go to another host than it was entered for (security.md C-32)."""
-        before = _hosts(self._providers.descriptor(found))
-        if before != _hosts(descriptor):
-            return True
-        if change.config is UNSET:
-            return False
-        deciding = {name for name, field in descriptor.config.items() if field.use in ("host", "label", "url")}
-        return any(found.config.get(name) != change.config.get(name, found.config.get(name)) for name in deciding)
 
     def _changed_credentials(
         self, found: Integration, descriptor: ProviderDescriptor, change: IntegrationChange, moved: bool
@@ -245,6 +239,19 @@ class Integrations:
             position = chunk[-1].id
         await self._revoke.abandon(session, found)
 
+    async def _strand_others(
+        self, session: Session, caller: Caller, descriptor: ProviderDescriptor, roots: Sequence[Integration]
+    ) -> None:
+        """The definition is shared: another root's secret and tokens do not go to the new address either."""
+        for root in roots:
+            await session.execute(
+                "forget_client_secret",
+                environment_id=root.environment_id,
+                id=root.id,
+                state=_state(descriptor, root.client_id, None),
+            )
+            await self._strand(session, caller, root)
+
     @staticmethod
     async def _chunk(session: Session, found: Integration, position: UUID | None) -> list[Connection]:
         return await session.all(
@@ -262,6 +269,7 @@ class Integrations:
         """Remove a root and end all its connections; the provider is told of each by a job."""
         found = await self.get(caller, slug, ownership)
         async with self._database.transaction() as session:
+            await self._locked_definition(session, caller, slug)
             # First, and so under its lock: a flow that is saving now is waited for, and its connection found below.
             await session.execute("retire_integration", environment_id=found.environment_id, id=found.id)
             await session.execute("delete_unused_custom_provider", environment_id=found.environment_id, slug=slug)
@@ -288,6 +296,12 @@ class Integrations:
         }
 
     @staticmethod
+    async def _locked_definition(session: Session, caller: Caller, slug: str) -> Any:
+        """Return a slug's custom definition, None where there is none; until the end nobody else changes its roots."""
+        await session.execute("lock_owner", owner=f"integration/{caller.environment_id}/{slug}")
+        return await session.value("custom_provider", environment_id=caller.environment_id, slug=slug)
+
+    @staticmethod
     async def _store_definition(session: Session, caller: Caller, slug: str, definition: CustomProvider) -> None:
         await session.execute(
             "upsert_custom_provider",
@@ -306,9 +320,21 @@ def _merged_definition(found: Integration, change: IntegrationChange) -> CustomP
     return msgspec.convert({**found.custom_provider, **given}, CustomProvider)
 
 
-def _hosts(descriptor: ProviderDescriptor) -> set[str | None]:
-    urls = (descriptor.authorization_endpoint, descriptor.token_endpoint, descriptor.quirks.refresh_endpoint)
-    return {urlsplit(url).netloc for url in urls if url}
+def _check_unchanged(new: NewIntegration, stored: Any, definition: CustomProvider) -> None:
+    """Raise where a new root would change the definition of the other one, or was checked against one that is gone."""
+    if new.custom_provider is None:
+        if stored is None or msgspec.convert(stored, CustomProvider) != definition:
+            raise InvalidState(_CHANGED_MEANWHILE)
+    elif stored is not None and msgspec.convert(stored, CustomProvider) != definition:
+        raise IntegrationExists(
+            f"'{new.provider}' is defined already, for both ownerships; pass the slug without custom_provider."
+        )
+
+
+def _state(descriptor: ProviderDescriptor, client_id: str | None, client_secret: Secret | None) -> str:
+    """Return "requested" where the operator still has to enter credentials."""
+    public = descriptor.token_endpoint_auth_method == "none"  # noqa: S105  a method, not a secret
+    return "valid" if client_id and (client_secret or public) else "requested"
 
 
 def _check_auth_methods(descriptor: ProviderDescriptor, methods: Sequence[str]) -> None:

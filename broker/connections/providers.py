@@ -11,7 +11,8 @@ import msgspec
 
 from broker.connections.model import Integration, Ownership
 from broker.connections.vaulted import Vault
-from broker.errors import DescriptorError, IntegrationUnusable, NotFound
+from broker.errors import DescriptorError, IntegrationUnusable, InvalidRequest, NotFound
+from broker.log import error_type, log
 from broker.oauth.catalog import Catalog
 from broker.oauth.custom import CustomProvider, custom_descriptor
 from broker.oauth.http import HttpRequest, HttpResponse
@@ -77,14 +78,21 @@ class Providers:
         return found
 
     def descriptor(self, integration: Integration) -> ProviderDescriptor:
-        """Return the descriptor of an integration, from the catalog or from its custom definition."""
+        """Return the descriptor of an integration, from the catalog or its definition; raise `DescriptorError`."""
         if integration.custom_provider is not None:
-            definition = msgspec.convert(integration.custom_provider, CustomProvider)
-            return custom_descriptor(integration.slug, definition, allow_loopback_http=self._development)
+            return self._defined(integration.slug, integration.custom_provider)
         found = self.catalog.get(integration.slug)
         if found is None:
             raise DescriptorError(f"No descriptor for '{integration.slug}' is in the catalog any more.")
         return found
+
+    def _defined(self, slug: str, definition: Mapping[str, Any]) -> ProviderDescriptor:
+        try:
+            custom = msgspec.convert(definition, CustomProvider)
+            return custom_descriptor(slug, custom, allow_loopback_http=self._development)
+        except (InvalidRequest, msgspec.ValidationError) as exc:  # stored under other rules: in development, say
+            log.error("custom_definition_unusable", provider=slug, error_type=error_type(exc))
+            raise DescriptorError(f"The definition of '{slug}' cannot be used here: {exc}") from exc
 
     def registration(self, integration: Integration, descriptor: ProviderDescriptor) -> ClientRegistration:
         """Return our registration with its secret unsealed; raise `IntegrationUnusable` when it was never entered."""

@@ -61,6 +61,21 @@ UPDATE integration
        updated_at = now()
  WHERE environment_id = :environment_id AND id = :id AND revision = :seen;
 
+-- name: lock_roots
+-- Every root of a slug, kept from changing until the transaction ends; rows that refer to them can still be written.
+SELECT {integration_columns}
+FROM integration i LEFT JOIN custom_provider p ON (p.environment_id, p.slug) = (i.environment_id, i.slug)
+WHERE i.environment_id = :environment_id AND i.slug = :slug AND i.retired_at IS NULL
+ORDER BY i.id
+FOR NO KEY UPDATE OF i;
+
+-- name: forget_client_secret
+-- The other root of a slug whose address was changed: its secret was not entered for the new one.
+UPDATE integration
+   SET client_secret_ct = NULL, client_secret_kek_ref = NULL, client_secret_last4 = NULL, state = :state, state_reason = NULL,
+       revision = revision + 1, updated_at = now()
+ WHERE environment_id = :environment_id AND id = :id;
+
 -- name: fence_connections
 -- The token host or client registration changed: a refresh under way belongs to the old one.
 UPDATE connection SET epoch = epoch + 1, fence = fence + 1, lease_holder = NULL, lease_until = '-infinity'
