@@ -125,7 +125,7 @@ def _compose(
     engine = RefreshEngine(database, vault, providers, ruling, settlement, wake_ups, holder=holder, random=_jitter)
     supervisor = RefreshSupervisor(engine.refresh)
     attempts = Attempts(database, vault, providers)
-    connecting = Connecting(database, vault, CodeExchange(vault, providers, jitter=_jitter), attempts)
+    connecting = Connecting(database, vault, providers, CodeExchange(vault, providers, jitter=_jitter), attempts)
     revoke = Revoke(database, vault, providers)
     upstream = UpstreamRevocation(database, vault, providers, random=_jitter)
     return Services(

@@ -61,7 +61,7 @@ class Attempts:
         except ConnectFailed as failure:
             await self.fail(request, failure, info, status="denied" if isinstance(failure, Denied) else "failed")
             raise
-        except BrokerError as exc:
+        except Exception as exc:  # whatever it is, the person goes back to the application, which is told
             log.error("connect_broke", error_type=error_type(exc), where=where(exc))
             if isinstance(exc, VaultError):
                 await versions.note_unreadable(self._database, request.environment_id, request.subject, exc)

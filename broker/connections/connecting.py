@@ -12,9 +12,11 @@ from broker.audit import records
 from broker.callers.model import Caller
 from broker.connections import versions
 from broker.connections.attempts import Attempts, HeldForDecision
+from broker.connections.counterpart import counterpart
 from broker.connections.exchange import Answered, CodeExchange, Grant, Received, held_tokens
 from broker.connections.flow import AuthorizationRequest
 from broker.connections.model import Connection, Tokens
+from broker.connections.providers import Providers
 from broker.connections.settle import pinned_change
 from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
@@ -26,8 +28,10 @@ from broker.store.postgres import Database, Session
 class Connecting:
     """Exchange and save, for the callback and for finish alike."""
 
-    def __init__(self, database: Database, vault: Vault, exchange: CodeExchange, attempts: Attempts) -> None:
-        self._database, self._vault = database, vault
+    def __init__(
+        self, database: Database, vault: Vault, providers: Providers, exchange: CodeExchange, attempts: Attempts
+    ) -> None:
+        self._database, self._vault, self._providers = database, vault, providers
         self._exchange, self._attempts = exchange, attempts
 
     async def connect(self, grant: Grant, actor: Caller) -> Connection:
@@ -68,7 +72,8 @@ class Connecting:
     async def _save(self, grant: Grant, received: Received, actor: Caller) -> Connection:
         request = grant.request
         async with self._database.transaction() as session:
-            await self._insist_on_same_integration(session, grant)
+            await self._insist_on_same_integration(session, request)
+            await self._insist_on_open_request(session, request)
             existing = await self._existing(session, request)
             if existing is not None:
                 received = await self._with_kept_refresh_token(session, existing, received)
@@ -87,15 +92,21 @@ class Connecting:
             raise HeldForDecision
         return saved
 
-    @staticmethod
-    async def _insist_on_same_integration(session: Session, grant: Grant) -> None:
+    async def _insist_on_same_integration(self, session: Session, request: AuthorizationRequest) -> None:
         """Tokens of the old host must not end up in an integration that was moved to a new one, or deleted."""
-        integration = grant.provider.integration
-        revision = await session.value(
-            "lock_integration_revision", environment_id=integration.environment_id, id=integration.id
+        usable = await session.value(
+            "lock_usable_integration", environment_id=request.environment_id, id=request.integration_id
         )
-        if revision != integration.revision:
-            raise ConnectFailed("invalid_data_integration", "The integration was changed while the flow ran.")
+        if usable is None:
+            raise ConnectFailed("invalid_data_integration", "The integration was disabled while the flow ran.")
+        await counterpart(session, self._providers, request)
+
+    @staticmethod
+    async def _insist_on_open_request(session: Session, request: AuthorizationRequest) -> None:
+        """Whoever was offboarded while the exchange ran connects nothing any more."""
+        status = await session.value("lock_request_status", environment_id=request.environment_id, id=request.id)
+        if status not in ("returned", "finishing"):
+            raise ConnectFailed("target_deleted", "The attempt to connect was ended while it ran.")
 
     @staticmethod
     async def _existing(session: Session, request: AuthorizationRequest) -> Connection | None:

@@ -9,7 +9,7 @@ from broker.connections.model import Integration
 from broker.connections.providers import Providers
 from broker.errors import ConnectFailed, DescriptorError, IntegrationUnusable, NotFound
 from broker.oauth.model import ClientRegistration, Endpoints, ProviderDescriptor
-from broker.store.postgres import Database
+from broker.store.postgres import Database, Session
 
 
 class Counterpart(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,14 +22,14 @@ class Counterpart(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, str]
 
 
-async def counterpart(database: Database, providers: Providers, request: AuthorizationRequest) -> Counterpart:
+async def counterpart(source: Database | Session, providers: Providers, request: AuthorizationRequest) -> Counterpart:
     """Return the provider's side of a flow (security.md C-04).
 
     Raises `ConnectFailed` when the integration is gone, disabled, or no longer leads to the same endpoints as the same
     client: an edit must neither redirect the exchange nor send a newly entered secret to the old host.
     """
     try:
-        integration = await providers.by_id(database, request)
+        integration = await providers.by_id(source, request)
         descriptor = providers.descriptor(integration)
         registration = providers.registration(integration, descriptor)
         endpoints = providers.endpoints(descriptor, integration, request.config)

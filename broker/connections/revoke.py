@@ -165,6 +165,8 @@ class Revoke:
         """A member leaves: shared connections they established lose their credentials, and their open flows end."""
         reason = "establishing_member_membership_ended"
         async with self._database.transaction() as session:
+            # First: a flow that is saving now is waited for, and its connection found below.
+            await session.execute("burn_user_requests", environment_id=caller.environment_id, user_id=user_id)
             shared = await session.all(
                 Connection, "lock_established_by", environment_id=caller.environment_id, user_id=user_id
             )
@@ -177,7 +179,6 @@ class Revoke:
                 await _tell_reauthorization(session, left, reason)
             for connection in shared:
                 await self._erase(session, connection)
-            await session.execute("burn_user_requests", environment_id=caller.environment_id, user_id=user_id)
         return len(shared)
 
     async def purge_withheld(self) -> int:

@@ -92,9 +92,13 @@ FOR UPDATE OF r SKIP LOCKED;
 -- Flows that ended long ago.
 DELETE FROM authorization_request WHERE expires_at < now() - interval '30 days';
 
--- name: lock_integration_revision
--- The revision of an integration that people may connect through, kept from changing until the transaction ends.
-SELECT revision FROM integration WHERE environment_id = :environment_id AND id = :id AND enabled FOR SHARE;
+-- name: lock_usable_integration
+-- An integration that people may connect through, kept from changing until the transaction ends.
+SELECT id FROM integration WHERE environment_id = :environment_id AND id = :id AND enabled AND retired_at IS NULL FOR SHARE;
+
+-- name: lock_request_status
+-- Where a flow stands, kept from changing until the transaction ends: an offboarding waits for the save, or prevents it.
+SELECT status FROM authorization_request WHERE environment_id = :environment_id AND id = :id FOR UPDATE;
 
 -- name: grant_in_use
 -- Whether a working connection lives on a grant: the same client's, for the same account, or where accounts are unknown the same owner.

@@ -206,11 +206,16 @@ FROM (SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(create
      (SELECT count(*) AS waiting FROM receipt WHERE parsed_at IS NULL) AS answers;
 
 -- name: burn_user_requests
--- Flows of a leaving user that are under way: they connect nothing any more, and nothing secret of them stays.
+-- Flows of a leaving user that are under way: they connect nothing any more, and nothing secret of them stays. Tokens held for a decision
+-- are due now: the sweep has them revoked.
+WITH held AS (
+    UPDATE authorization_request SET expires_at = least(expires_at, now())
+     WHERE environment_id = :environment_id AND user_id = :user_id AND status = 'held'
+)
 UPDATE authorization_request
    SET status = 'burnt', error_code = 'user_offboarded', verifier_ct = NULL, verifier_kek_ref = NULL, code_ct = NULL, code_kek_ref = NULL,
        connect_code_digest = NULL, state_digest = NULL
- WHERE environment_id = :environment_id AND user_id = :user_id AND status IN ('started', 'redirected', 'returned');
+ WHERE environment_id = :environment_id AND user_id = :user_id AND status IN ('started', 'redirected', 'returned', 'finishing');
 
 -- name: claim_withheld
 -- Connections whose tokens have been withheld for long enough, held until the transaction ends.
