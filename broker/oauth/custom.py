@@ -51,9 +51,13 @@ def custom_descriptor(
     """
     _check_words(slug, definition)
     token_url = _required_url("token_url", definition.token_url, allow_loopback_http)
+    if not allow_loopback_http:
+        _check_reachable("token_url", token_url)
     refresh_url = definition.refresh_token_url
     if refresh_url is not None:
         refresh_url = _checked_url("refresh_token_url", refresh_url, allow_loopback_http)
+        if not allow_loopback_http:
+            _check_reachable("refresh_token_url", refresh_url)
     return ProviderDescriptor(
         slug=slug,
         display_name=definition.name.strip(),
@@ -126,6 +130,15 @@ def _checked_url(field: str, url: str, allow_loopback_http: bool) -> str:
     if not (is_host(host) or _is_address(host)) or not _scheme_allowed(parts, host, allow_loopback_http):
         raise _refused(field, "must be a fixed, absolute https URL")
     return url
+
+
+def _check_reachable(field: str, url: str) -> None:
+    """Refuse at once what the egress guard would refuse at every exchange."""
+    parts = urlsplit(url)
+    if parts.port not in (None, 443):
+        raise _refused(field, "may not name a port")
+    if _is_address(parts.hostname or ""):
+        raise _refused(field, "must name a host, not an address")
 
 
 def _scheme_allowed(parts: SplitResult, host: str, allow_loopback_http: bool) -> bool:

@@ -131,6 +131,19 @@ async def test_a_url_that_is_not_a_fixed_https_url_is_refused_by_name(field: str
     assert not url or url not in message
 
 
+@pytest.mark.parametrize("host", ["acme.example:8443", "203.0.113.7", "[2001:db8::1]"])
+@pytest.mark.parametrize("field", ["token_url", "refresh_token_url"])
+async def test_an_address_that_the_egress_guard_refuses_is_refused_by_name_in_production(field: str, host: str) -> None:
+    url = f"https://{host}/token"
+
+    assert refusal({field: url}).startswith(f"custom_provider.{field} ")
+    assert custom_descriptor("acme", definition(**{field: url}), allow_loopback_http=True)
+
+
+async def test_the_default_port_may_be_written_out() -> None:
+    assert custom_descriptor("acme", definition(token_url="https://acme.example:443/token"))
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.3.2.1", "[::1]"])
 async def test_plain_http_is_for_loopback_in_development_only(host: str) -> None:
     url = f"http://{host}:9001/token"
