@@ -181,16 +181,12 @@ class Lifetimes(msgspec.Struct, frozen=True, kw_only=True):
 
 SKEW = timedelta(seconds=30)
 FLOOR = timedelta(seconds=60)
+SOFT, SPREAD = timedelta(seconds=300), timedelta(seconds=60)
 SHORT_LIFE = timedelta(seconds=240)  # the ordinary margins would swallow a shorter life
 
 
-def lifetimes(
-    rotation: Rotation, tokens: TokenSet, *, sent_at: datetime, jitter: float, rt_abs_exp: datetime | None = None
-) -> Lifetimes:
-    """Compute the margins of a fresh token set from the moment its request was sent; *jitter* is in 0..1.
-
-    *rt_abs_exp* is the absolute end known so far: a refresh never extends it.
-    """
+def lifetimes(rotation: Rotation, tokens: TokenSet, *, sent_at: datetime, jitter: float) -> Lifetimes:
+    """Compute the ends and margins of a fresh token set from the moment its request was sent; *jitter* is in 0..1."""
     life = _life(rotation, tokens, sent_at)
     idle, absolute = rotation.refresh_token_idle_ttl, rotation.refresh_token_absolute_ttl
     stated = tokens.refresh_token_expires_at or (
@@ -199,8 +195,7 @@ def lifetimes(
         else None
     )
     rt_idle_exp = stated or (sent_at + idle if idle is not None and _bounded(idle) else None)
-    if rt_abs_exp is None and absolute is not None and _bounded(absolute):
-        rt_abs_exp = sent_at + absolute
+    rt_abs_exp = sent_at + absolute if absolute is not None and _bounded(absolute) else None
     if life is None:
         return Lifetimes(
             at_exp=None,
@@ -210,25 +205,24 @@ def lifetimes(
             rt_idle_exp=rt_idle_exp,
             rt_abs_exp=rt_abs_exp,
         )
-    short = life < SHORT_LIFE
-    skew, hard = (life / 10, life / 10) if short else (SKEW, min(FLOOR, life / 5))
-    soft = hard
-    if not rotation.kills_old_access_token:
-        spread = jitter * min(timedelta(seconds=60), life / 20)
-        soft = (
-            min(life / 2, max(hard, min(timedelta(seconds=300), life / 10)) + spread)
-            if short
-            else (max(hard, min(timedelta(seconds=300), life / 10)) + spread)
-        )
+    skew, hard, soft = _margins(life, jitter)
     at_exp = sent_at + life - skew
     return Lifetimes(
         at_exp=at_exp,
         at_life_s=int(life.total_seconds()),
         serve_until=at_exp - hard,
-        refresh_after=at_exp - soft,
+        refresh_after=at_exp - (hard if rotation.kills_old_access_token else soft),
         rt_idle_exp=rt_idle_exp,
         rt_abs_exp=rt_abs_exp,
     )
+
+
+def _margins(life: timedelta, jitter: float) -> tuple[timedelta, timedelta, timedelta]:
+    """Return skew, hard margin and soft margin of a life (reliability.md 3.4)."""
+    short = life < SHORT_LIFE
+    skew, hard = (life / 10, life / 10) if short else (SKEW, min(FLOOR, life / 5))
+    soft = max(hard, min(SOFT, life / 10)) + jitter * min(SPREAD, life / 20)
+    return skew, hard, min(soft, life / 2) if short else soft
 
 
 def _bounded(duration: timedelta) -> bool:
