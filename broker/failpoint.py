@@ -16,6 +16,8 @@ NAMES = frozenset(
         "lease.before",
         "lease.after",
         "http.before_send",
+        "http.after_send",
+        "http.mid_body",
         "http.after_body",
         "receipt.before",
         "receipt.after",

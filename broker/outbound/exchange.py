@@ -12,6 +12,7 @@ from typing import Any
 import httpcore
 
 from broker.errors import ProviderUnavailable
+from broker.failpoint import failpoint
 from broker.oauth.http import HttpResponse
 from broker.outbound.backend import ResolveFailed
 
@@ -80,6 +81,7 @@ class Exchange:
             self.state = SendState.IN_DOUBT
         elif event == "http11.receive_response_headers.started":
             # Follows the last request byte, also when the server stopped reading early and httpcore goes on regardless.
+            failpoint("http.after_send")
             self._waiting = True
             self.clock.reschedule(self._loop.time() + self._deadline)
 
@@ -91,6 +93,7 @@ class Exchange:
             room = self._max_bytes - len(self._body)
             self._body += piece[:room]
             pieces += 1
+            failpoint("http.mid_body")
             if len(piece) > room or pieces > _PIECES:
                 raise TooLarge
             await asyncio.sleep(0)  # pieces that came together are no wait: let others run, and the deadline strike
