@@ -21,9 +21,7 @@ async def penstock(
     database_dsn: str, provider: HostileServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Penstock]:
     home = tmp_path_factory.mktemp("penstock")
-    async with running_penstock(
-        database_dsn, home, PENSTOCK_OUTBOUND_ALLOW=f"127.0.0.1:{provider.port}"
-    ) as server:
+    async with running_penstock(database_dsn, home, PENSTOCK_OUTBOUND_ALLOW=f"127.0.0.1:{provider.port}") as server:
         yield server
 
 

@@ -85,9 +85,7 @@ class Backend:
         self, verifier: str, user: str = "ada", slug: str = SLUG, *, browser: Browser | None = None, **fields: Any
     ) -> dict[str, str]:
         """Walk a bound flow up to the application's return URL; return its parameters."""
-        started = await self.authorize(
-            user, slug, code_challenge=challenge(verifier), return_to=RETURN_TO, **fields
-        )
+        started = await self.authorize(user, slug, code_challenge=challenge(verifier), return_to=RETURN_TO, **fields)
         hop = await (browser or Browser()).walk(started["url"], stop_at=RETURN_TO, submit_forms=True)
         parameters = {name: values[0] for name, values in parse_qs(urlsplit(hop.location).query).items()}
         assert parameters.get("state") == started["state"]
@@ -106,9 +104,7 @@ class Backend:
         return dict(answer.json()["access_token"])
 
     async def disconnect(self, user: str = "ada", slug: str = SLUG, **query: Any) -> httpx.Response:
-        return await self.call(
-            "DELETE", f"/user_management/users/{user}/connected_accounts/{slug}", params=query
-        )
+        return await self.call("DELETE", f"/user_management/users/{user}/connected_accounts/{slug}", params=query)
 
 
 def challenge(verifier: str) -> str:
