@@ -126,11 +126,14 @@ class Nonsense:
 
 
 async def restore(backend: Backend) -> None:
-    """See that there is something to hit: nonsense deletes as well."""
-    for ownership in ("user", "organization"):
-        suffix = "" if ownership == "user" else "/organization"
-        if (await backend.http.get(f"/data-integrations/acme{suffix}")).status_code == 404:
-            await backend.add_provider(ownership=ownership)
+    """See that there is something to hit: nonsense deletes as well, and redefines what both roots share."""
+    roots = {"user": "/data-integrations/acme", "organization": "/data-integrations/acme/organization"}
+    if all([(await backend.http.get(root)).status_code == 200 for root in roots.values()]):
+        return
+    for root in roots.values():
+        await backend.http.delete(root)
+    for ownership in roots:
+        await backend.add_provider(ownership=ownership)
 
 
 async def test_nonsense_is_refused_and_stores_nothing(backend: Backend, penstock: Penstock):
