@@ -153,6 +153,7 @@ CREATE TABLE refresh_intent (
     FOREIGN KEY (environment_id, connection_id) REFERENCES connection ON DELETE CASCADE
 );
 CREATE INDEX refresh_intent_pending ON refresh_intent (deadline_at) WHERE outcome = 'pending';
+CREATE INDEX refresh_intent_finished ON refresh_intent (finished_at) WHERE finished_at IS NOT NULL;
 
 CREATE TABLE receipt (  -- the provider's answer as it came, sealed before it is parsed
     environment_id text        NOT NULL,
@@ -167,6 +168,7 @@ CREATE TABLE receipt (  -- the provider's answer as it came, sealed before it is
     FOREIGN KEY (environment_id, intent_id) REFERENCES refresh_intent ON DELETE CASCADE
 );
 CREATE INDEX receipt_unparsed ON receipt (received_at) WHERE parsed_at IS NULL;
+CREATE INDEX receipt_parsed ON receipt (parsed_at) WHERE parsed_at IS NOT NULL;
 
 CREATE TABLE dead_rt (  -- refresh tokens a provider has refused for good; never sent again
     environment_id text        NOT NULL,

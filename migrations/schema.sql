@@ -388,7 +388,11 @@ CREATE UNIQUE INDEX integration_root ON public.integration USING btree (environm
 
 CREATE INDEX operation_running ON public.operation USING btree (created_at) WHERE (status = 'running'::text);
 
+CREATE INDEX receipt_parsed ON public.receipt USING btree (parsed_at) WHERE (parsed_at IS NOT NULL);
+
 CREATE INDEX receipt_unparsed ON public.receipt USING btree (received_at) WHERE (parsed_at IS NULL);
+
+CREATE INDEX refresh_intent_finished ON public.refresh_intent USING btree (finished_at) WHERE (finished_at IS NOT NULL);
 
 CREATE INDEX refresh_intent_pending ON public.refresh_intent USING btree (deadline_at) WHERE (outcome = 'pending'::text);
 
