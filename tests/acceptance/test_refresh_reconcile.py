@@ -46,7 +46,8 @@ async def backend(
 ) -> AsyncIterator[Backend]:
     """A server without worker: nothing is reconciled but by the test."""
     home = tmp_path_factory.mktemp("penstock")
-    texts = {slug: descriptor(slug, rotation) for slug, (rotation, _) in CLASSES.items()}
+    token_by_token = '[revocation]\neffect = "token"'  # so that an old consent's tokens are revoked beside a new one
+    texts = {slug: descriptor(slug, rotation, token_by_token) for slug, (rotation, _) in CLASSES.items()}
     async with running_penstock(
         database_dsn,
         home,
