@@ -15,7 +15,7 @@ from broker import ids
 from broker.connections.model import Connection
 from broker.connections.orphans import Orphans
 from broker.connections.providers import Providers
-from broker.connections.ruling import Ruling
+from broker.connections.ruling import Ruling, pause
 from broker.connections.sending import Attempt, Preparation, Prepared
 from broker.connections.settle import AlreadySettled, Settlement
 from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
@@ -203,7 +203,7 @@ class RefreshEngine:
 
     async def _unanswered(self, attempt: Attempt, prepared: Prepared, failure: SendFailed) -> RefreshResult:
         if failure.state is SendState.NOT_SENT:
-            delay = timedelta(seconds=0.5 + self._random())
+            delay = timedelta(seconds=0.3 + 0.7 * self._random())
             return await self._settlement.release(
                 attempt, prepared.target.connection, "not_sent", delay=delay, error=failure.reason
             )
@@ -237,7 +237,7 @@ class RefreshEngine:
                     error_type=error_type(exc),
                     where=where(exc),
                 )
-                await asyncio.sleep(min(5.0, 0.2 * 2**tries))
+                await asyncio.sleep(pause(tries))
             else:
                 return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -147,7 +148,7 @@ class Ruling:
         sealed = self._vault.seal_tokens(target.connection, attempt.from_version + 1, tokens, key)
         failpoint("commit.before")
         refused = 0
-        while True:
+        for tries in itertools.count():
             try:
                 return await self._settlement.commit(
                     attempt, target.connection, target.descriptor.rotation, answer, tokens, sealed
@@ -161,7 +162,13 @@ class Ruling:
                 log.error("commit_refused", error_type=error_type(exc), where=where(exc))
                 if refused == COMMIT_TRIES:
                     raise
-            await asyncio.sleep(0.5 + self._random())
+            await asyncio.sleep(pause(tries))
+        raise AssertionError("count never ends")
+
+
+def pause(tries: int) -> float:
+    """Return the seconds after which a write that has failed *tries* times is tried again, however often that was."""
+    return 0.1 * 2.0 ** min(tries, 5)
 
 
 def merged(old: Tokens, new: TokenSet, metadata: dict[str, str]) -> Tokens:

@@ -1,4 +1,4 @@
-"""When a refresh token of which nothing was heard is sent again, per rotation class (reliability.md 3.15)."""
+"""When a refresh token of which nothing was heard is sent again, and an answer is offered to the store again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.connections.doubt import Replay, replay
+from broker.connections.ruling import pause
 from broker.oauth.model import Rotation
 
 SECOND = timedelta(seconds=1)
@@ -74,3 +75,11 @@ def test_unanswered_replays_are_spaced_out(sendings: int, random: float):
 
     assert before <= pause <= timedelta(seconds=60)
     assert pause / 2 <= plan(Rotation(), sendings=sendings, random=random).delay <= pause
+
+
+def test_answer_is_offered_to_the_store_for_as_long_as_it_takes():
+    """An outage of days is thousands of tries; the pauses grow to seconds, and no number of tries is too many."""
+    pauses = [pause(tries) for tries in (0, 1, 2, 3, 10, 1023, 1024, 100_000)]
+
+    assert pauses == sorted(pauses)
+    assert 0 < pauses[0] < pauses[-1] <= 5
