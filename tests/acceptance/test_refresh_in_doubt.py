@@ -77,8 +77,17 @@ async def acquitted(provider: HostileServer) -> AsyncIterator[None]:
     assert await Case(provider).verdict() == []
 
 
-@pytest.mark.parametrize("slug", ["r0", "r1", "r2", "r3", "r3-short"])
-@pytest.mark.parametrize("lost", ["request", "response"])
+@pytest.mark.parametrize(
+    ("slug", "lost"),
+    [
+        ("r0", "response"),
+        ("r1", "response"),
+        ("r2", "response"),
+        ("r3", "response"),
+        ("r3-short", "response"),
+        ("r3", "request"),
+    ],
+)
 async def test_forgiving_provider_is_asked_again_at_once(
     backend: Backend, provider: HostileServer, store: Store, slug: str, lost: str
 ):
@@ -199,23 +208,20 @@ async def test_nothing_left_to_protect_is_replayed_for_the_waiting_caller(
     assert len(await refreshes(provider, grant)) == 2
 
 
-@pytest.mark.parametrize("slug", ["r4", "r5k"])
-async def test_unknown_outcomes_never_become_a_verdict(
-    backend: Backend, provider: HostileServer, store: Store, slug: str
-):
+async def test_unknown_outcomes_never_become_a_verdict(backend: Backend, provider: HostileServer, store: Store):
     """A replay that ends unknown is repeated, spaced out, whatever callers do, until the provider says yes or no."""
-    user = f"{slug}-outage"
+    user, slug = "outage", "r5k"
     grant = await connected(backend, user, slug)
     await store.expire(user)
     provider.tune(scope=grant, refuse="server_error")
 
     answers = []
     began = asyncio.get_running_loop().time()
-    while asyncio.get_running_loop().time() < began + 3:
+    while asyncio.get_running_loop().time() < began + 2:
         answers.append(await backend.token(user, slug))
 
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(503, "provider_unavailable")}
-    assert 1 <= len(await refreshes(provider, grant)) <= 6
+    assert 1 <= len(await refreshes(provider, grant)) <= 5
     assert (await store.row(user))["state"] == "connected"
 
     provider.tune(scope=grant, refuse=None)
@@ -224,12 +230,11 @@ async def test_unknown_outcomes_never_become_a_verdict(
     assert (await store.row(user))["in_doubt"] is False
 
 
-@pytest.mark.parametrize("slug", ["r0", "r3"])
 async def test_failing_provider_is_retried_a_few_times_where_that_is_harmless(
-    backend: Backend, provider: HostileServer, store: Store, slug: str
+    backend: Backend, provider: HostileServer, store: Store
 ):
     """A 5xx of a forgiving provider is retried within the caller's wait."""
-    user = f"{slug}-5xx"
+    user, slug = "failing", "r3"
     grant = await connected(backend, user, slug)
     await store.expire(user)
     provider.once(scope=grant, times=2, refuse="server_error")

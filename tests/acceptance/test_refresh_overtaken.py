@@ -72,7 +72,7 @@ async def in_flight(
     """Connect, and return the grant with a token call whose refresh the provider has, and answers in a second."""
     grant = await connected(backend, user, SLUG)
     await store.expire(user)
-    provider.once(scope=grant, **(pace or {"stall_before_headers": 1.0}))
+    provider.once(scope=grant, **(pace or {"stall_before_headers": 0.6}))
     calling = asyncio.create_task(backend.token(user, SLUG))
     await provider.until(lambda journal: journal.refreshes(grant))
     return grant, calling
@@ -164,7 +164,7 @@ async def test_new_client_secret_does_not_lose_the_answer_under_way(
     backend: Backend, provider: HostileServer, store: Store
 ):
     """The answer to a request with the old secret neither ends the connection nor blames the new one."""
-    grant, calling = await in_flight(backend, provider, store, "eve", latency=1.0)  # not processed yet
+    grant, calling = await in_flight(backend, provider, store, "eve", latency=0.6)  # not processed yet
     provider.register(SLUG, "another-secret-of-the-tests")
     credentials = {"type": "custom", "client_id": SLUG, "client_secret": "another-secret-of-the-tests"}
     changed = await backend.call("PUT", f"/data-integrations/{SLUG}", {"credentials": credentials})

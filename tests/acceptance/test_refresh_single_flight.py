@@ -92,7 +92,7 @@ async def test_caller_who_hangs_up_does_not_cancel_the_refresh(backend: Backend,
     """T-36: a caller closes its connection while the provider takes its time; the answer is stored all the same."""
     grant = await connected(backend, "dora")
     await store.expire("dora")
-    provider.once(latency=2.0)
+    provider.once(latency=1.0)
     host, port = backend.penstock.url.removeprefix("http://").split(":")
 
     _, writer = await asyncio.open_connection(host, int(port))
