@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from litestar import Litestar
 from litestar.config.app import AppConfig
 from litestar.config.cors import CORSConfig
@@ -26,6 +27,7 @@ from broker.connections.access import TokenAccess
 from broker.connections.accounts import Accounts
 from broker.connections.attempts import Attempts
 from broker.connections.authorize import Authorize
+from broker.connections.bulkhead import Bulkheads
 from broker.connections.complete import Complete
 from broker.connections.connecting import Connecting
 from broker.connections.directory import Directory
@@ -34,6 +36,7 @@ from broker.connections.imported import Imports
 from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
 from broker.connections.providers import Providers
+from broker.connections.receipts import Receipts
 from broker.connections.reconcile import Reconciler
 from broker.connections.refresh import RefreshEngine
 from broker.connections.revoke import Revoke
@@ -51,6 +54,7 @@ from broker.settings import Settings
 from broker.store.coordination import WakeUps
 from broker.store.handout import HandOuts
 from broker.store.postgres import Database
+from broker.telemetry import LIMITS
 from broker.vault.keyring import FileKeyring, open_keyring
 from broker.web.pages import Pages
 from broker.worker import Worker
@@ -119,11 +123,27 @@ def _compose(
         development=development,
         provider_hosts=settings.provider_hosts,
     )
-    settlement = Settlement(database, wake_ups, jitter=_jitter)
+    limits = settings.limits
+    for name, value in msgspec.structs.asdict(limits).items():
+        LIMITS.labels(name=name).set(value)
+    settlement = Settlement(database, wake_ups, limits, jitter=_jitter)
     ruling = Ruling(vault, providers, settlement, random=_jitter)
     holder = f"{socket.gethostname()}/{os.getpid()}/{ids.random_token('', size=6)}"
-    engine = RefreshEngine(database, vault, providers, ruling, settlement, wake_ups, holder=holder, random=_jitter)
-    supervisor = RefreshSupervisor(engine.refresh)
+    receipts, bulkheads = Receipts(database, vault), Bulkheads(limits)
+    engine = RefreshEngine(
+        database,
+        vault,
+        providers,
+        receipts,
+        ruling,
+        settlement,
+        bulkheads,
+        wake_ups,
+        limits,
+        holder=holder,
+        random=_jitter,
+    )
+    supervisor = RefreshSupervisor(engine.refresh, bulkheads)
     attempts = Attempts(database, vault, providers)
     connecting = Connecting(database, vault, providers, CodeExchange(vault, providers, jitter=_jitter), attempts)
     revoke = Revoke(database, vault, providers)
@@ -135,7 +155,7 @@ def _compose(
         api_keys=ApiKeys(database, keyring),
         idempotency=Idempotency(database),
         providers=providers,
-        access=TokenAccess(hand_outs, database, vault, providers, supervisor),
+        access=TokenAccess(hand_outs, database, vault, providers, supervisor, limits),
         supervisor=supervisor,
         authorize=Authorize(database, vault, providers, allowed_return_to=settings.allowed_return_to),
         complete=Complete(database, vault, providers, connecting, attempts),
@@ -146,7 +166,7 @@ def _compose(
         revoke=revoke,
         upstream=upstream,
         rewrap=Rewrap(database, keyring),
-        reconciler=Reconciler(database, providers, engine, ruling, settlement, revoke),
+        reconciler=Reconciler(database, providers, engine, receipts, ruling, settlement, revoke),
         keep_alive=KeepAlive(database, supervisor),
         hand_outs=hand_outs,
         pages=Pages(secure=settings.secure_cookies),

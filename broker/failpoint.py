@@ -11,26 +11,30 @@ import time
 
 from broker.errors import ConfigurationError
 
-NAMES = frozenset(
-    {
-        "lease.before",
-        "lease.after",
-        "http.before_send",
-        "http.after_send",
-        "http.mid_body",
-        "http.after_body",
-        "receipt.before",
-        "receipt.after",
-        "parse.mid",
-        "commit.before",
-        "commit.mid",
-        "commit.after",
-        "orphan.before",
-        "rewrap.mid_batch",
-        "handout.before_audit",
-        "handout.after_audit",
-    }
-)
+# Every point, and what a restart finds after a kill there (reliability.md 8.2). tests/faults goes through all of them.
+NAMES = {
+    "prepare.after": "keys and request are made, nothing is written: nothing happened",
+    "lease.before": "as prepare.after",
+    "lease.after": "the intent is durable, nothing was sent: in doubt, and alive in every class",
+    "http.before_send": "as lease.after",
+    "http.after_send": "sent: a single-use token is lost if the provider got it; everything else lives",
+    "http.mid_body": "as http.after_send",
+    "http.after_body": "as http.after_send: the answer was in memory only",
+    "receipt.before": "as http.after_send",
+    "receipt.after": "the sealed answer is durable: alive in every class",
+    "spool.before_fsync": "as http.after_send",
+    "spool.after_fsync": "the sealed answer is in the spool: alive in every class",
+    "parse.mid": "alive in every class",
+    "commit.before": "alive in every class",
+    "commit.mid": "rolled back; alive by the receipt",
+    "commit.after": "alive; those who wait find it by polling",
+    "orphan.before": "alive by the receipt",
+    "handout.before_audit": "no token left",
+    "handout.after_audit": "a record without a token, never the reverse",
+    "disconnect.after_commit": "disconnected; the revocation goes on",
+    "finish.after_exchange": "the flow fails visibly; its code is spent",
+    "rewrap.mid_batch": "every secret is readable",
+}
 EFFECTS = frozenset({"kill", "raise", "sleep"})
 
 _armed: tuple[str, str] | None = None

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from broker.errors import ConfigurationError
+from broker.limits import Limits, parse_limits
 from broker.secret import Secret
 
 Problem = Callable[[str, str, str], None]  # variable, what is wrong, remedy
@@ -29,6 +30,9 @@ _KNOWN = {
     "PENSTOCK_PROVIDERS_DIR",
     "PENSTOCK_LOG",
     "PENSTOCK_FAILPOINT",
+    "PENSTOCK_REFRESH_LIMITS",
+    "PENSTOCK_SPOOL",
+    "PENSTOCK_FAILOVER",
     *_SECRET_FILES,
     *(f"{name}_FILE" for name in _SECRET_FILES),
 }
@@ -53,6 +57,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     providers_dir: Path | None = None
     log: Literal["console", "json"] = "console"
     failpoint: str | None = None
+    limits: Limits = Limits()
+    spool: Path  # where a provider's answer is kept while the database is away
+    failover: Literal["seal", "trust"] = "seal"  # trust: every standby is synchronous, so a new timeline lost nothing
 
     @property
     def production(self) -> bool:
@@ -170,6 +177,15 @@ def examine(environ: Mapping[str, str]) -> tuple[Settings | None, list[Configura
     if log not in ("console", "json"):
         problem("PENSTOCK_LOG", "is neither 'console' nor 'json'", "Set one of the two.")
 
+    limits = Limits()
+    try:
+        limits = parse_limits(value("PENSTOCK_REFRESH_LIMITS") or "")
+    except ConfigurationError as exc:
+        found.append(exc)
+    failover = value("PENSTOCK_FAILOVER") or "seal"
+    if failover not in ("seal", "trust"):
+        problem("PENSTOCK_FAILOVER", "is neither 'seal' nor 'trust'", "Set trust only if every standby is synchronous.")
+
     redis_url = value("PENSTOCK_REDIS_URL")
     providers_dir = value("PENSTOCK_PROVIDERS_DIR")
     if providers_dir and not Path(providers_dir).is_dir():
@@ -192,6 +208,9 @@ def examine(environ: Mapping[str, str]) -> tuple[Settings | None, list[Configura
             providers_dir=Path(providers_dir).absolute() if providers_dir else None,
             log="json" if log == "json" else "console",
             failpoint=failpoint,
+            limits=limits,
+            spool=Path(value("PENSTOCK_SPOOL") or home / "spool").absolute(),
+            failover="trust" if failover == "trust" else "seal",
         )
     except ValueError:
         return None, found

@@ -29,7 +29,7 @@ class Worker:
             ("revocations", self.revocations, 0.5),
             ("operations", self.operations, 1.0),
             ("rewrap", self.rewrap, 1.0),
-            ("reconcile", self._services.reconciler.run, 5.0),
+            ("reconcile", self._services.reconciler.run, self._services.settings.limits.reconcile_every),
             ("keep_alive", self._services.keep_alive.run, 60.0),
             ("expire_requests", self._services.attempts.expire, 10.0),
             ("last_use", self.last_use, 60.0),

@@ -134,7 +134,10 @@ CREATE TABLE public.connection (
     last_refresh_error text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    restored boolean DEFAULT false NOT NULL,
+    noticed_days smallint,
     CONSTRAINT connection_auth_method_check CHECK ((auth_method = ANY (ARRAY['oauth'::text, 'api_key'::text, 'client_credentials'::text]))),
+    CONSTRAINT connection_cause CHECK (((state <> 'needs_reauthorization'::text) OR (state_cause IS NOT NULL))),
     CONSTRAINT connection_check CHECK (((user_id IS NOT NULL) OR (organization_id IS NOT NULL))),
     CONSTRAINT connection_check1 CHECK (((state = 'connected'::text) = (state_reason IS NULL))),
     CONSTRAINT connection_connection_role_check CHECK ((connection_role = ANY (ARRAY['compatibility'::text, 'standard'::text]))),
@@ -163,6 +166,11 @@ CREATE TABLE public.deployment (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     restore_epoch bigint DEFAULT 0 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    system_identifier bigint,
+    timeline_id integer,
+    sealed_since timestamp with time zone,
+    sealed_reason text,
+    CONSTRAINT deployment_check CHECK (((sealed_since IS NULL) = (sealed_reason IS NULL))),
     CONSTRAINT deployment_only_row_check CHECK (only_row)
 );
 
@@ -215,6 +223,8 @@ CREATE TABLE public.integration (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     retired_at timestamp with time zone,
+    probe_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    suspect_since timestamp with time zone,
     CONSTRAINT integration_credentials_type_check CHECK ((credentials_type = ANY (ARRAY['custom'::text, 'organization'::text]))),
     CONSTRAINT integration_ownership_check CHECK ((ownership = ANY (ARRAY['user'::text, 'organization'::text]))),
     CONSTRAINT integration_state_check CHECK ((state = ANY (ARRAY['valid'::text, 'invalid'::text, 'requested'::text])))
@@ -266,6 +276,8 @@ CREATE TABLE public.refresh_intent (
     outcome text DEFAULT 'pending'::text NOT NULL,
     error text,
     finished_at timestamp with time zone,
+    integration_id uuid,
+    integration_revision bigint DEFAULT 0 NOT NULL,
     CONSTRAINT refresh_intent_outcome_check CHECK ((outcome = ANY (ARRAY['pending'::text, 'not_sent'::text, 'committed'::text, 'orphaned'::text, 'dead'::text, 'config_fault'::text, 'busy'::text, 'throttled'::text, 'refused_5xx'::text, 'in_doubt'::text, 'unknown'::text])))
 );
 
@@ -298,6 +310,21 @@ CREATE TABLE public.secret_version (
     kek_ref text NOT NULL,
     expires_at timestamp with time zone,
     CONSTRAINT secret_version_state_check CHECK ((state = ANY (ARRAY['current'::text, 'previous'::text, 'orphan'::text, 'revoking'::text])))
+);
+
+CREATE TABLE public.verdict (
+    environment_id text NOT NULL,
+    connection_id uuid NOT NULL,
+    integration_id uuid NOT NULL,
+    intent_id uuid NOT NULL,
+    version bigint NOT NULL,
+    epoch bigint NOT NULL,
+    rt_fp bytea NOT NULL,
+    reason text NOT NULL,
+    cause text NOT NULL,
+    error text,
+    in_effect boolean NOT NULL,
+    given_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
 ALTER TABLE ONLY public.api_key
@@ -366,11 +393,16 @@ ALTER TABLE ONLY public.revocation_job
 ALTER TABLE ONLY public.secret_version
     ADD CONSTRAINT secret_version_pkey PRIMARY KEY (environment_id, connection_id, version_no, fence);
 
+ALTER TABLE ONLY public.verdict
+    ADD CONSTRAINT verdict_pkey PRIMARY KEY (environment_id, connection_id);
+
 CREATE INDEX audit_record_connection ON public.audit_record USING btree (connection_id, seq) WHERE (connection_id IS NOT NULL);
 
 CREATE INDEX audit_record_environment ON public.audit_record USING btree (environment_id, seq);
 
 CREATE INDEX authorization_request_expiring ON public.authorization_request USING btree (expires_at);
+
+CREATE INDEX connection_absolute_end ON public.connection USING btree (rt_abs_exp) WHERE ((state = 'connected'::text) AND (rt_abs_exp IS NOT NULL));
 
 CREATE UNIQUE INDEX connection_compatibility ON public.connection USING btree (environment_id, integration_id, user_key, organization_key) WHERE ((state <> 'disconnected'::text) AND (connection_role = 'compatibility'::text));
 
@@ -379,6 +411,8 @@ CREATE INDEX connection_idle ON public.connection USING btree (rt_idle_exp) WHER
 CREATE INDEX connection_organization ON public.connection USING btree (environment_id, organization_key, id);
 
 CREATE INDEX connection_owner ON public.connection USING btree (environment_id, user_key, organization_key, integration_id);
+
+CREATE INDEX connection_restored ON public.connection USING btree (environment_id, integration_id) WHERE restored;
 
 CREATE INDEX connection_withheld ON public.connection USING btree (state_since) WHERE (state = 'needs_reauthorization'::text);
 
@@ -396,6 +430,8 @@ CREATE INDEX refresh_intent_finished ON public.refresh_intent USING btree (finis
 
 CREATE INDEX refresh_intent_pending ON public.refresh_intent USING btree (deadline_at) WHERE (outcome = 'pending'::text);
 
+CREATE INDEX refresh_intent_tally ON public.refresh_intent USING btree (environment_id, integration_id, finished_at) WHERE (outcome = ANY (ARRAY['committed'::text, 'orphaned'::text, 'dead'::text]));
+
 CREATE INDEX revocation_job_connection ON public.revocation_job USING btree (environment_id, connection_id, created_at);
 
 CREATE INDEX revocation_job_due ON public.revocation_job USING btree (attempts, next_attempt_at) WHERE (status = 'pending'::text);
@@ -407,6 +443,10 @@ CREATE UNIQUE INDEX secret_version_current ON public.secret_version USING btree 
 CREATE INDEX secret_version_expiring ON public.secret_version USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 
 CREATE INDEX secret_version_kek_ref ON public.secret_version USING btree (kek_ref, environment_id, connection_id, version_no, fence);
+
+CREATE INDEX verdict_given ON public.verdict USING btree (given_at);
+
+CREATE INDEX verdict_of_integration ON public.verdict USING btree (environment_id, integration_id, given_at);
 
 CREATE TRIGGER audit_record_append_only BEFORE DELETE OR UPDATE ON public.audit_record FOR EACH ROW EXECUTE FUNCTION public.refuse_change();
 
@@ -435,3 +475,6 @@ ALTER TABLE ONLY public.refresh_intent
 
 ALTER TABLE ONLY public.secret_version
     ADD CONSTRAINT secret_version_environment_id_connection_id_fkey FOREIGN KEY (environment_id, connection_id) REFERENCES public.connection(environment_id, id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.verdict
+    ADD CONSTRAINT verdict_environment_id_connection_id_fkey FOREIGN KEY (environment_id, connection_id) REFERENCES public.connection(environment_id, id) ON DELETE CASCADE;

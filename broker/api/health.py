@@ -9,9 +9,9 @@ from litestar import Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from broker.api.requests import ApiRequest, services
-from broker.api.telemetry import Backlog
 from broker.audit.records import writable
 from broker.errors import BrokerError, StoreUnavailable
+from broker.telemetry import Backlog
 
 
 @get("/healthz", tags=["operations"])

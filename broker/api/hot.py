@@ -18,9 +18,9 @@ from broker.api.pipes import issued_token
 from broker.api.problems import problem_of
 from broker.api.requests import LARGEST_BODY
 from broker.api.services import Services
-from broker.api.telemetry import REQUESTS, TOKEN_SECONDS
 from broker.callers.model import RequestInfo
 from broker.errors import PayloadTooLarge
+from broker.telemetry import REQUESTS, TOKEN_SECONDS
 
 _TOKEN = re.compile(rb"/data-integrations/(?P<slug>[a-z0-9-]{1,63})/token")
 _ENCODER = msgspec.json.Encoder()

@@ -27,10 +27,10 @@ from broker.errors import (
     Unauthorized,
     VaultError,
 )
+from broker.limits import Limits
 from broker.store.handout import Ask, HandOuts, Held
 from broker.store.postgres import Database
 
-REFRESH_WAIT = 25.0  # seconds a caller waits for a refresh; the refresh goes on without them
 ROUNDS = 5  # of looking and deciding, while the connection changes under the caller's hands
 
 
@@ -44,9 +44,10 @@ class TokenAccess:
         vault: Vault,
         providers: Providers,
         supervisor: RefreshSupervisor,
+        limits: Limits,
     ) -> None:
         self._hand_outs, self._database, self._vault = hand_outs, database, vault
-        self._providers, self._supervisor = providers, supervisor
+        self._providers, self._supervisor, self._limits = providers, supervisor, limits
 
     async def fresh_token(self, api_key: str | None, query: TokenQuery, info: RequestInfo) -> IssuedToken | Inactive:
         """Return a token valid for at least `min_ttl`, refreshed if need be, or why the person has to act.
@@ -130,10 +131,12 @@ class TokenAccess:
                 await self._withhold(looked, query, caller)
             elif not looked.above_floor and not looked.refreshable:
                 await self._lapse(looked, rejected=rejected)
-            elif not looked.above_floor and tried is not None:
+            elif not looked.above_floor and tried is not None and tried.kind != "renewed":
                 raise _no_token(tried)
-            elif looked.refreshable and tried is None and not (looked.above_floor and looked.lasts):
-                tried = await self._supervisor.wait(_key(looked), REFRESH_WAIT, newer_than=looked.version)
+            elif looked.refreshable and (
+                not looked.above_floor or (tried is None and not looked.lasts)
+            ):  # a version that came late may be at its end already
+                tried = await self._supervisor.wait(_key(looked), self._limits.caller_wait, newer_than=looked.version)
             else:
                 token = await self._taken(key_digest, looked, query, caller, tried)
                 if token is not None:

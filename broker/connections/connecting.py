@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +23,10 @@ from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
 from broker.errors import ConnectFailed, StoreUnavailable, VaultError
 from broker.events import outbox
+from broker.failpoint import failpoint
 from broker.store.postgres import Database, Session
+
+_AT_ONCE = timedelta(0)
 
 
 class Connecting:
@@ -60,9 +64,14 @@ class Connecting:
         except ConnectFailed as failure:
             if failure.error_code == "invalid_client_id":
                 await self._database.execute(
-                    "mark_integration_invalid", error=failure.provider_error, revision=integration.revision, **place
+                    "mark_integration_invalid",
+                    error=failure.provider_error,
+                    revision=integration.revision,
+                    probe_every=_AT_ONCE,  # the next refresh that is due sees for itself
+                    **place,
                 )
             raise
+        failpoint("finish.after_exchange")
         if integration.state == "invalid":
             await self._database.execute("mark_integration_valid", **place)
         return answered

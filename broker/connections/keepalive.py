@@ -36,7 +36,7 @@ class KeepAlive:
 
     async def _keep(self, found: _Due) -> None:
         key = ConnectionKey(found.environment_id, found.id)
-        result = await self._supervisor.wait(key, PATIENCE, newer_than=found.version)
+        result = await self._supervisor.wait(key, PATIENCE, newer_than=found.version, urgent=False)
         if result.kind != "renewed":  # one that cannot be refreshed makes room for those that can
             await self._database.execute(
                 "put_off_keep_alive",

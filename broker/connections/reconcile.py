@@ -11,10 +11,11 @@ import msgspec
 from broker.callers.model import system
 from broker.connections.model import Connection
 from broker.connections.providers import Providers
+from broker.connections.receipts import Receipts
 from broker.connections.refresh import RefreshEngine
 from broker.connections.revoke import Revoke
 from broker.connections.ruling import Ruling
-from broker.connections.sending import Attempt, Target
+from broker.connections.sending import Attempt
 from broker.connections.settle import Settlement
 from broker.connections.versions import note_unreadable, stored
 from broker.errors import (
@@ -27,6 +28,7 @@ from broker.errors import (
     VaultError,
 )
 from broker.log import error_type, log, where
+from broker.oauth.model import Rotation
 from broker.store.postgres import Database, Session
 
 PER_RUN = 50
@@ -44,6 +46,7 @@ class _Found(msgspec.Struct, frozen=True, kw_only=True):
     rt_fp: bytes
     sent_at: datetime
     ct: bytes = b""
+    received_at: datetime | None = None
 
     @property
     def attempt(self) -> Attempt:
@@ -72,12 +75,13 @@ class Reconciler:
         database: Database,
         providers: Providers,
         engine: RefreshEngine,
+        receipts: Receipts,
         ruling: Ruling,
         settlement: Settlement,
         revoke: Revoke,
     ) -> None:
         self._database, self._providers, self._engine = database, providers, engine
-        self._ruling, self._settlement, self._revoke = ruling, settlement, revoke
+        self._receipts, self._ruling, self._settlement, self._revoke = receipts, ruling, settlement, revoke
 
     async def run(self) -> None:
         """Take up stored answers, mark silent attempts in doubt, and adopt or end the token sets that came late."""
@@ -111,35 +115,33 @@ class Reconciler:
 
     async def _take_up(self, found: _Found) -> None:
         connection = await stored(self._database, found.environment_id, found.connection_id)
-        target = await self._target(found, connection)
-        if target is None:
-            return
         try:
-            response = self._engine.open_receipt(found.attempt, connection, found.ct)
-        except KeyUnavailable:  # an answer is never given up for a key that may come back
-            raise
-        except VaultError as exc:
-            await note_unreadable(self._database, found.environment_id, connection.subject, exc)
-            await self._ruling.on_silence(found.attempt, target, "receipt_unreadable")
-        else:
-            log.info("receipt_taken_up", connection_id=connection.wire_id, fence=found.fence)
-            await self._ruling.on_answer(found.attempt, target, response)
-
-    async def _doubt(self, found: _Found) -> None:
-        connection = await stored(self._database, found.environment_id, found.connection_id)
-        target = await self._target(found, connection)
-        if target is not None:
-            await self._ruling.on_silence(found.attempt, target, "no_answer_known")
-
-    async def _target(self, found: _Found, connection: Connection) -> Target | None:
-        """Return what the attempt was for; None when that has ended, provider and all, and the attempt is closed."""
-        try:
-            return await self._engine.preparation.target(connection, attempt=found.attempt)
+            route = await self._engine.preparation.route(connection)
+            target = await self._engine.preparation.target(connection, route, attempt=found.attempt)
         except (DescriptorError, IntegrationUnusable, NotFound):
             if connection.state != "disconnected":
                 raise
             await self._settlement.abandon(found.attempt, connection)
-            return None
+            return
+        try:
+            response = self._receipts.open(found.attempt, connection, found.ct)
+        except KeyUnavailable:  # an answer is never given up for a key that may come back
+            raise
+        except VaultError as exc:
+            await note_unreadable(self._database, found.environment_id, connection.subject, exc)
+            rotation = target.descriptor.rotation
+            await self._ruling.on_silence(found.attempt, connection, rotation, "receipt_unreadable")
+        else:
+            log.info("receipt_taken_up", connection_id=connection.wire_id, fence=found.fence)
+            await self._ruling.on_answer(found.attempt, target, response, found.received_at or found.sent_at)
+
+    async def _doubt(self, found: _Found) -> None:
+        connection = await stored(self._database, found.environment_id, found.connection_id)
+        try:
+            rotation = (await self._engine.preparation.route(connection)).descriptor.rotation
+        except (DescriptorError, IntegrationUnusable, NotFound):
+            rotation = Rotation()  # nothing is known of the provider any more: as careful as can be
+        await self._ruling.on_silence(found.attempt, connection, rotation, "no_answer_known")
 
     # --- late token sets --------------------------------------------------------------------------------------------
 

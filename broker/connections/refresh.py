@@ -1,4 +1,4 @@
-"""Refresh under lease: who may refresh a connection, the call itself, and its answer made durable before it is read."""
+"""Refresh under lease: who may refresh a connection, the call itself, and who learns what it came to."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ from uuid import UUID
 import msgspec
 
 from broker import ids
+from broker.connections.bulkhead import Bulkheads, Circuit, CircuitOpen
 from broker.connections.model import Connection
 from broker.connections.orphans import Orphans
 from broker.connections.providers import Providers
-from broker.connections.ruling import Ruling, pause
-from broker.connections.sending import Attempt, Preparation, Prepared
-from broker.connections.settle import AlreadySettled, Settlement
+from broker.connections.receipts import Receipts
+from broker.connections.ruling import Ruling
+from broker.connections.sending import Attempt, Preparation, Prepared, Route
+from broker.connections.settle import SOON, AlreadySettled, Settlement
 from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
 from broker.connections.versions import note_unreadable
 from broker.errors import BrokerError, DescriptorError, IntegrationUnusable, InvalidRequest, VaultError
 from broker.failpoint import failpoint
-from broker.log import error_type, log, where
-from broker.oauth.http import HttpResponse
+from broker.limits import Limits
+from broker.log import error_type, log
 from broker.outbound import SendFailed, SendState
 from broker.store.coordination import WakeUps
 from broker.store.postgres import Database
-from broker.vault.seal import Binding
 
-LEASE = timedelta(seconds=180)  # at least 1.5 times the deadline of the call
-CALL_DEADLINE = timedelta(seconds=120)
-INTENT_DEADLINE = timedelta(seconds=140)
-LONGEST_WAIT = 50.0  # seconds; official clients give up at 60
+LONGEST_WAIT = 50.0  # seconds for somebody else's refresh; official clients give up at 60
 
 
 class LeaseTaken(msgspec.Struct, frozen=True):
@@ -58,15 +56,19 @@ class RefreshEngine:
         database: Database,
         vault: Vault,
         providers: Providers,
+        receipts: Receipts,
         ruling: Ruling,
         settlement: Settlement,
+        bulkheads: Bulkheads,
         wake_ups: WakeUps,
+        limits: Limits,
         *,
         holder: str,
         random: Callable[[], float],
     ) -> None:
-        self._database, self._vault, self._providers = database, vault, providers
+        self._database, self._providers, self._receipts = database, providers, receipts
         self._ruling, self._settlement, self._wake_ups = ruling, settlement, wake_ups
+        self._bulkheads, self._limits = bulkheads, limits
         self._holder, self._random = holder, random
         self.preparation = Preparation(database, vault, providers)
         self.orphans = Orphans(database, vault)
@@ -88,7 +90,7 @@ class RefreshEngine:
                 if await self.orphans.adopt(*key):
                     connection = await self._connection(key) or connection
                 to_replace = connection.version
-                result = await self._attempted(connection)
+                result = await self._attempted(key, connection)
             except VaultError as exc:
                 await note_unreadable(self._database, key.environment_id, connection.subject, exc)
                 return UNAVAILABLE
@@ -102,25 +104,36 @@ class RefreshEngine:
             Connection, "connection", environment_id=key.environment_id, id=key.connection_id
         )
 
-    async def _attempted(self, connection: Connection) -> RefreshResult:
+    async def _attempted(self, key: ConnectionKey, connection: Connection) -> RefreshResult:
+        """Make one attempt in a free place at the provider; somebody else's is waited for outside of it."""
         try:
-            prepared = await self.preparation.prepared(connection)
+            route = await self.preparation.route(connection)
+            async with self._bulkheads.place(connection.slug, route.host, key) as circuit:
+                result = await self._leased(connection, route, circuit)
+        except CircuitOpen as failing:
+            return RefreshResult("unavailable", delay=failing.retry_after)
         except (IntegrationUnusable, DescriptorError, InvalidRequest) as exc:
             log.error("refresh_not_configured", provider=connection.slug, error_code=exc.code)
             return await self._settlement.blame_configuration(connection, exc.code)
+        return result if result is not None else await self._waited(connection)
+
+    async def _leased(self, connection: Connection, route: Route, circuit: Circuit) -> RefreshResult | None:
+        """Take the lease and refresh; None when it is not to be had."""
+        prepared = await self.preparation.prepared(connection, route)
         if prepared is None:
-            return await self._waited(connection)
+            return None
+        failpoint("prepare.after")
         environment_id = connection.environment_id
         if await self._database.value("dead_refresh_token", environment_id=environment_id, rt_fp=prepared.rt_fp):
             return await self._settlement.uphold(connection)
         failpoint("lease.before")
         attempt = await self._lease(prepared)
         if attempt is None:
-            return await self._waited(connection)
+            return None
         failpoint("lease.after")
         keeper = asyncio.create_task(self._keep_lease(attempt))
         try:
-            return await self._called(attempt, prepared)
+            return await self._called(attempt, prepared, circuit)
         except AlreadySettled as settled:
             return settled.result
         finally:
@@ -137,12 +150,13 @@ class RefreshEngine:
             "take_lease",
             **place,
             holder=self._holder,
-            lease=LEASE,
+            lease=timedelta(seconds=self._limits.lease),
             seen=connection.version,
             intent_id=intent_id,
             parent_id=parent,
             rt_fp=prepared.rt_fp,
-            deadline=INTENT_DEADLINE,
+            deadline=timedelta(seconds=self._limits.intent_deadline),
+            probe_every=timedelta(seconds=self._limits.probe_every),
         )
         if taken is None:
             return None
@@ -163,7 +177,7 @@ class RefreshEngine:
         Being fenced off or cut off changes nothing for the call.
         """
         while True:
-            await asyncio.sleep(LEASE.total_seconds() / 3)
+            await asyncio.sleep(self._limits.lease / 3)
             try:
                 await self._database.execute(
                     "renew_lease",
@@ -171,7 +185,7 @@ class RefreshEngine:
                     connection_id=attempt.connection_id,
                     fence=attempt.fence,
                     holder=self._holder,
-                    lease=LEASE,
+                    lease=timedelta(seconds=self._limits.lease),
                 )
             except Exception as exc:
                 log.warning(
@@ -183,78 +197,38 @@ class RefreshEngine:
 
     # --- the call ---------------------------------------------------------------------------------------------------
 
-    async def _called(self, attempt: Attempt, prepared: Prepared) -> RefreshResult:
-        target = prepared.target
+    async def _called(self, attempt: Attempt, prepared: Prepared, circuit: Circuit) -> RefreshResult:
+        target, leased_at = prepared.target, monotonic()
         failpoint("http.before_send")
         try:
             response = await self._providers.send(
-                target.descriptor, target.endpoints, prepared.request, deadline=CALL_DEADLINE
+                target.descriptor,
+                target.endpoints,
+                prepared.request,
+                deadline=timedelta(seconds=self._limits.call_deadline),
             )
         except SendFailed as failure:
+            circuit.failed()
             return await self._unanswered(attempt, prepared, failure)
         except BrokerError as refused:  # the egress guard: nothing was sent
             return await self._settlement.release(
                 attempt, target.connection, "not_sent", delay=timedelta(seconds=30), error=refused.code
             )
+        circuit.answered(response.status)
+        received_at = attempt.sent_at + timedelta(seconds=monotonic() - leased_at)  # by the database's clock
         failpoint("http.after_body")
-        await self._keep_receipt(attempt, prepared, response)
+        await self._receipts.keep(attempt, target.connection, response, prepared.receipt_key)
         failpoint("receipt.after")
-        return await self._ruling.on_answer(attempt, target, response, prepared.version_key)
+        return await self._ruling.on_answer(attempt, target, response, received_at, prepared.version_key)
 
     async def _unanswered(self, attempt: Attempt, prepared: Prepared, failure: SendFailed) -> RefreshResult:
+        connection = prepared.target.connection
         if failure.state is SendState.NOT_SENT:
             delay = timedelta(seconds=0.3 + 0.7 * self._random())
-            return await self._settlement.release(
-                attempt, prepared.target.connection, "not_sent", delay=delay, error=failure.reason
-            )
+            return await self._settlement.release(attempt, connection, "not_sent", delay=delay, error=failure.reason)
         if failure.partial is not None:
-            await self._keep_receipt(attempt, prepared, failure.partial)
-        return await self._ruling.on_silence(attempt, prepared.target, failure.reason)
-
-    async def _keep_receipt(self, attempt: Attempt, prepared: Prepared, response: HttpResponse) -> None:
-        """Make the answer durable before anybody parses it; a rotating refresh token is spent, so never give up."""
-        sealed = self._vault.seal(
-            self._receipt_place(attempt, prepared.target.connection),
-            msgspec.msgpack.encode(response),
-            prepared.receipt_key,
-        )
-        failpoint("receipt.before")
-        for tries in itertools.count():
-            try:
-                await self._database.execute(
-                    "insert_receipt",
-                    environment_id=attempt.environment_id,
-                    intent_id=attempt.intent_id,
-                    complete=response.complete,
-                    http_status=response.status,
-                    ct=sealed.blob,
-                    kek_ref=sealed.kek_ref,
-                )
-            except Exception as exc:  # whatever the database's reason, memory is the only place that has the answer
-                log.error(
-                    "receipt_not_stored",
-                    connection_id=str(attempt.connection_id),
-                    error_type=error_type(exc),
-                    where=where(exc),
-                )
-                await asyncio.sleep(pause(tries))
-            else:
-                return
-
-    def open_receipt(self, attempt: Attempt, connection: Connection, blob: bytes) -> HttpResponse:
-        """Return the answer that a receipt holds; raise `VaultError` when it cannot be opened."""
-        plain = self._vault.open(self._receipt_place(attempt, connection), blob)
-        return msgspec.msgpack.decode(plain, type=HttpResponse)
-
-    def _receipt_place(self, attempt: Attempt, connection: Connection) -> Binding:
-        return self._vault.place(
-            attempt.environment_id,
-            connection.id,
-            connection.owner,
-            connection.integration_id,
-            attempt.fence,
-            "receipt",
-        )
+            await self._receipts.keep(attempt, connection, failure.partial, prepared.receipt_key)
+        return await self._ruling.on_silence(attempt, connection, prepared.target.descriptor.rotation, failure.reason)
 
     # --- somebody else has it ---------------------------------------------------------------------------------------
 
@@ -270,7 +244,9 @@ class RefreshEngine:
             if seen.version > connection.version:
                 return RefreshResult("renewed", version=seen.version)
             if not seen.busy:
-                misconfigured = seen.misconfigured and seen.retry_in > 0
-                return RefreshResult("misconfigured" if misconfigured else "unavailable", delay=seen.retry_in)
+                if seen.misconfigured and seen.retry_in > 0:
+                    return RefreshResult("misconfigured", delay=seen.retry_in)
+                # What its holder tries again soon is worth this caller's time as well.
+                return RefreshResult("unavailable", delay=seen.retry_in, tries=2 if seen.retry_in <= SOON else 1)
             await self._wake_ups.wait(str(connection.id), 0.05 + 0.2 * self._random())
         return UNAVAILABLE

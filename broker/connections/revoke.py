@@ -18,6 +18,7 @@ from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
 from broker.errors import DescriptorError, FilterRequired, InvalidRequest, InvalidState, NotFound, VaultError
 from broker.events import outbox
+from broker.failpoint import failpoint
 from broker.oauth.model import ProviderDescriptor
 from broker.store.postgres import Database, Session
 
@@ -38,6 +39,7 @@ class Revoke:
             found = await versions.locked(session, caller.environment_id, connection.id)
             if found.state != "disconnected":
                 await self.end(session, caller, [found], reason=reason, note=note)
+        failpoint("disconnect.after_commit")
 
     async def force_one(self, caller: Caller, connection_id: UUID, note: str | None) -> Connection:
         """Demand fresh consent for one connection; repeating it changes nothing."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from broker.connections.model import Tokens
+from broker.alarm import alarm
+from broker.connections.model import Connection, Tokens
 from broker.connections.providers import Providers
 from broker.connections.sending import Attempt, Target
 from broker.connections.settle import AlreadySettled, IntentOutcome, Settlement, pinned_change
@@ -37,31 +38,43 @@ class Ruling:
         self._settlement, self._random = settlement, random
 
     async def on_answer(
-        self, attempt: Attempt, target: Target, response: HttpResponse, key: DataKey | None = None
+        self,
+        attempt: Attempt,
+        target: Target,
+        response: HttpResponse,
+        received_at: datetime,
+        key: DataKey | None = None,
     ) -> RefreshResult:
-        """Rule on an answer (reliability.md 3.13); *key* was made for the new version before the request was sent."""
+        """Rule on an answer (reliability.md 3.13); *key* was made for the new version before the request was sent.
+
+        *received_at* is by the database's clock: no wall clock of a node decides anything.
+        """
         try:
-            return await self._ruled(attempt, target, response, key)
+            return await self._ruled(attempt, target, response, received_at, key)
         except AlreadySettled as settled:
             return settled.result
 
-    async def on_silence(self, attempt: Attempt, target: Target, error: str | None) -> RefreshResult:
+    async def on_silence(
+        self, attempt: Attempt, connection: Connection, rotation: Rotation, error: str | None
+    ) -> RefreshResult:
         """Decide nothing; the rotation class says when the same token is sent again (reliability.md 3.15)."""
         try:
-            return await self._doubted(attempt, target, error)
+            return await self._doubted(attempt, connection, rotation, error)
         except AlreadySettled as settled:
             return settled.result
 
-    async def _doubted(self, attempt: Attempt, target: Target, error: str | None) -> RefreshResult:
-        log.error("refresh_in_doubt", provider=target.connection.slug, connection_id=target.connection.wire_id)
-        return await self._settlement.doubt(attempt, target.connection, target.descriptor.rotation, error=error)
+    async def _doubted(
+        self, attempt: Attempt, connection: Connection, rotation: Rotation, error: str | None
+    ) -> RefreshResult:
+        alarm("refresh_in_doubt", provider=connection.slug, connection_id=connection.wire_id, reason=error)
+        return await self._settlement.doubt(attempt, connection, rotation, error=error)
 
     async def _ruled(
-        self, attempt: Attempt, target: Target, response: HttpResponse, key: DataKey | None
+        self, attempt: Attempt, target: Target, response: HttpResponse, received_at: datetime, key: DataKey | None
     ) -> RefreshResult:
         descriptor, connection = target.descriptor, target.connection
         outcome = outcome_of(
-            descriptor, response, requested_scopes=tuple(connection.scopes), kind="refresh", now=datetime.now(UTC)
+            descriptor, response, requested_scopes=tuple(connection.scopes), kind="refresh", now=received_at
         )
         failpoint("parse.mid")
         if outcome.kind == "ok" and outcome.tokens is not None:
@@ -72,15 +85,15 @@ class Ruling:
             )
         came_to = verdict(outcome, descriptor)
         if came_to == "in_doubt":
-            return await self._doubted(attempt, target, outcome.error)
+            return await self._doubted(attempt, connection, descriptor.rotation, outcome.error)
         if came_to == "dead":
             cause = f"The provider refused the refresh token ({outcome.error or 'no code given'})."
             return await self._settlement.condemn(attempt, connection, "revoked", cause, error=outcome.error)
         if came_to == "config_fault":
-            log.error("provider_refuses_our_credentials", provider=connection.slug, error_code=outcome.error)
+            alarm("provider_refuses_our_credentials", provider=connection.slug, error_code=outcome.error)
             return await self._settlement.blame_registration(attempt, connection, target.integration, outcome.error)
         if came_to == "unknown":
-            log.error("provider_error_unknown", provider=connection.slug, error_code=outcome.error)
+            alarm("provider_error_unknown", provider=connection.slug, error_code=outcome.error)
         return await self._settlement.release(
             attempt, connection, came_to, delay=self._pause(came_to, outcome.retry_after), error=outcome.error
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
@@ -29,6 +30,19 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     rt_fp: bytes
     sent_at: datetime  # the database's clock
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """Where refreshes of a connection go; nothing secret is needed to know it."""
+
+    integration: Integration
+    descriptor: ProviderDescriptor
+    endpoints: Endpoints
+
+    @property
+    def host(self) -> str:
+        """Return the host whose troubles are this connection's."""
+        return urlsplit(self.endpoints.refresh_endpoint or "").hostname or ""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,12 +76,19 @@ class Preparation:
     def __init__(self, database: Database, vault: Vault, providers: Providers) -> None:
         self._database, self._vault, self._providers = database, vault, providers
 
-    async def prepared(self, connection: Connection) -> Prepared | None:
+    async def route(self, connection: Connection) -> Route:
+        """Return where refreshes of *connection* go; raise `DescriptorError` without its provider."""
+        integration = await self._providers.by_id(self._database, connection)
+        descriptor = self._providers.descriptor(integration)
+        endpoints = self._providers.endpoints(descriptor, integration, connection.config)
+        return Route(integration=integration, descriptor=descriptor, endpoints=endpoints)
+
+    async def prepared(self, connection: Connection, route: Route) -> Prepared | None:
         """Return a refresh ready to be sent; None when there is nothing to refresh with.
 
-        Raise `VaultError`, `IntegrationUnusable` without our credentials, `DescriptorError` without its provider.
+        Raise `VaultError`, `IntegrationUnusable` without our credentials.
         """
-        target = await self.target(connection)
+        target = await self.target(connection, route)
         if target.held is None or target.held.refresh_token is None:
             return None
         request = refresh_request(
@@ -87,22 +108,20 @@ class Preparation:
             version_key=self._vault.prepared(),
         )
 
-    async def target(self, connection: Connection, *, attempt: Attempt | None = None) -> Target:
-        """Return where refreshes of *connection* go; for an *attempt* of earlier, only with the tokens it started from.
+    async def target(self, connection: Connection, route: Route, *, attempt: Attempt | None = None) -> Target:
+        """Return what an answer is laid over; for an *attempt* of earlier, only the tokens it started from.
 
         Raise as `prepared`.
         """
         held = None
         if attempt is None or attempt.from_version == connection.version:
             held = await self._held(connection)
-        integration = await self._providers.by_id(self._database, connection)
-        descriptor = self._providers.descriptor(integration)
         return Target(
             connection=connection,
-            integration=integration,
-            descriptor=descriptor,
-            registration=self._providers.registration(integration, descriptor),
-            endpoints=self._providers.endpoints(descriptor, integration, connection.config),
+            integration=route.integration,
+            descriptor=route.descriptor,
+            registration=self._providers.registration(route.integration, route.descriptor),
+            endpoints=route.endpoints,
             held=held,
         )
 

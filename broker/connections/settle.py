@@ -18,9 +18,11 @@ from broker.connections.supervisor import UNAVAILABLE, RefreshResult
 from broker.connections.wire import connected_account_event
 from broker.events import outbox
 from broker.failpoint import failpoint
+from broker.limits import Limits
 from broker.oauth.model import ProviderDescriptor, Rotation, TokenSet
 from broker.store.coordination import WakeUps
 from broker.store.postgres import Database, Session
+from broker.telemetry import REFRESHES
 from broker.vault.seal import Sealed
 
 IntentOutcome = Literal[
@@ -61,8 +63,8 @@ class _Sendings(msgspec.Struct, frozen=True):
 class Settlement:
     """Each outcome in one transaction with its audit record; each raises `AlreadySettled` when it comes second."""
 
-    def __init__(self, database: Database, wake_ups: WakeUps, *, jitter: Callable[[], float]) -> None:
-        self._database, self._wake_ups, self._jitter = database, wake_ups, jitter
+    def __init__(self, database: Database, wake_ups: WakeUps, limits: Limits, *, jitter: Callable[[], float]) -> None:
+        self._database, self._wake_ups, self._limits, self._jitter = database, wake_ups, limits, jitter
 
     # --- a success --------------------------------------------------------------------------------------------------
 
@@ -183,19 +185,24 @@ class Settlement:
             if await session.value("integration_revision", **named) != integration.revision:
                 await self._release(session, attempt, connection, "config_fault", delay=timedelta(0), error=error)
                 return AT_ONCE
-            await session.execute("mark_integration_invalid", **named, revision=integration.revision, error=error)
-            released = await self._release(
-                session, attempt, connection, "config_fault", delay=timedelta(seconds=15), error=error
-            )
-        return msgspec.structs.replace(released, kind="misconfigured")
+            await self._break(session, named, integration.revision, error)
+            await self._release(session, attempt, connection, "config_fault", delay=timedelta(0), error=error)
+        return RefreshResult("misconfigured", delay=self._limits.probe_every)
 
     async def blame_configuration(self, connection: Connection, error: str) -> RefreshResult:
         """Note that a refresh could not even be prepared: the integration is invalid, no connection changes."""
         named = {"environment_id": connection.environment_id, "id": connection.integration_id}
         async with self._database.transaction() as session:
             revision = await session.value("integration_revision", **named)
-            await session.execute("mark_integration_invalid", **named, revision=revision, error=error)
-        return RefreshResult("misconfigured", delay=15)
+            await self._break(session, named, revision, error)
+        return RefreshResult("misconfigured", delay=self._limits.probe_every)
+
+    async def _break(self, session: Session, named: dict[str, object], revision: int, error: str | None) -> None:
+        """Refresh nothing of this registration but for a probe now and then, until it is edited or the probe works."""
+        probe_every = timedelta(seconds=self._limits.probe_every)
+        await session.execute(
+            "mark_integration_invalid", **named, revision=revision, error=error, probe_every=probe_every
+        )
 
     async def _release(
         self,
@@ -312,6 +319,7 @@ class Settlement:
         version_no: int | None = None,
         error: str | None = None,
     ) -> None:
+        REFRESHES.labels(outcome=outcome).inc()
         await session.execute(
             "finish_intent", environment_id=attempt.environment_id, id=attempt.intent_id, outcome=outcome, error=error
         )

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
@@ -42,11 +42,21 @@ class RefreshResult(msgspec.Struct, frozen=True):
 UNAVAILABLE = RefreshResult("unavailable")
 
 
+class Demand(Protocol):
+    """Whoever gives out places at providers: what somebody waits for goes first."""
+
+    def want(self, key: ConnectionKey) -> None: ...
+    def forget(self, key: ConnectionKey) -> None: ...
+    def close(self) -> None: ...
+
+
 class RefreshSupervisor:
     """Own the running refreshes; joiners share one outcome, success or failure."""
 
-    def __init__(self, refresh: Callable[[ConnectionKey, int | None], Awaitable[RefreshResult]]) -> None:
-        self._refresh = refresh
+    def __init__(
+        self, refresh: Callable[[ConnectionKey, int | None], Awaitable[RefreshResult]], demand: Demand
+    ) -> None:
+        self._refresh, self._demand = refresh, demand
         self._tasks: dict[ConnectionKey, asyncio.Task[RefreshResult]] = {}  # strong references: asyncio keeps weak ones
         self._closing = False
 
@@ -55,11 +65,16 @@ class RefreshSupervisor:
         if not self._closing:
             self._join(key, newer_than)
 
-    async def wait(self, key: ConnectionKey, seconds: float, *, newer_than: int | None = None) -> RefreshResult:
+    async def wait(
+        self, key: ConnectionKey, seconds: float, *, newer_than: int | None = None, urgent: bool = True
+    ) -> RefreshResult:
         """Wait for the refresh of *key*, at most *seconds*; it goes on without its callers.
 
         *newer_than* is the version the caller has seen: any above it will do, were it there already, and none below.
+        *urgent*: a person or program waits, so this one goes first where places at the provider are scarce.
         """
+        if urgent:
+            self._demand.want(key)
         try:
             async with asyncio.timeout(seconds):
                 while not self._closing:
@@ -76,6 +91,7 @@ class RefreshSupervisor:
         After *seconds* the rest is left to whoever ends the process; what it held of answers goes with it, and is told.
         """
         self._closing = True
+        self._demand.close()
         if self._tasks:
             _, left = await asyncio.wait(self._tasks.values(), timeout=seconds)
             if left:
@@ -87,8 +103,12 @@ class RefreshSupervisor:
             # An empty context keeps the request's logging fields and cancel scopes out of the task.
             task = asyncio.get_running_loop().create_task(self._guarded(key, newer_than), context=contextvars.Context())
             self._tasks[key] = task
-            task.add_done_callback(lambda _done: self._tasks.pop(key, None))
+            task.add_done_callback(lambda _done: self._forget(key))
         return task
+
+    def _forget(self, key: ConnectionKey) -> None:
+        self._tasks.pop(key, None)
+        self._demand.forget(key)
 
     async def _guarded(self, key: ConnectionKey, newer_than: int | None) -> RefreshResult:
         try:

@@ -41,6 +41,7 @@ async def insert(acme: Acme, count: int, *, slug: str = "acme", state: str = "co
         "organization_id": "NULL",
         "created_at": "now()",
         "state_reason": "NULL" if state == "connected" else "'revoked'",
+        "state_cause": "NULL" if state == "connected" else "'The provider refused the refresh token.'",
         **columns,
     }
     await acme.database.execute(

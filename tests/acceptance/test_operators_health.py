@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -125,4 +126,4 @@ async def test_metrics_count_and_name_nobody(acme: Acme):
     ours = [family for name, family in found.items() if name.startswith("penstock_")]
     labels = {value for family in ours for sample in family.samples for value in sample.labels.values()}
     assert not labels & {"ada", "acme", "default"}
-    assert all(len(label) < 16 for label in labels)
+    assert all(len(label) < 40 and re.fullmatch(r"[a-z0-9_.+]+", label, re.IGNORECASE) for label in labels)

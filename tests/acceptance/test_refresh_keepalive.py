@@ -9,7 +9,9 @@ from uuid import UUID
 
 import pytest
 
+from broker.connections.bulkhead import Bulkheads
 from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
+from broker.limits import Limits
 from tests.acceptance.refresh_rig import eventually
 from tests.acceptance.refresh_world import World, refresh_world
 from tests.conftest import FreshDatabase
@@ -81,7 +83,7 @@ async def test_drain_ends_even_if_a_refresh_does_not() -> None:
         await never.wait()
         return RefreshResult("renewed", version=2)
 
-    supervisor = RefreshSupervisor(refresh)
+    supervisor = RefreshSupervisor(refresh, Bulkheads(Limits()))
     supervisor.begin(KEY)
     await eventually(lambda: asyncio.sleep(0, begun))
     async with asyncio.timeout(5):

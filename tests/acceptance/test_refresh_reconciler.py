@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from broker.connections.refresh import RefreshEngine
+from broker.connections.receipts import Receipts
 from broker.connections.ruling import Ruling
 from broker.connections.settle import Settlement
 from broker.connections.supervisor import ConnectionKey, RefreshResult
 from broker.errors import StoreUnavailable
+from broker.limits import Limits
 from tests.acceptance.refresh_rig import (
     descriptor,
     enable,
@@ -73,13 +74,13 @@ async def test_answer_stored_after_it_was_given_up_for_lost_is_still_taken_up(
 ) -> None:
     """The store refused the answer until the attempt was in doubt; the token in it is the only one that works."""
     key = await world.connect()
-    keep, may_store = RefreshEngine._keep_receipt, asyncio.Event()
+    keep, may_store = Receipts.keep, asyncio.Event()
 
     async def slow(*given: object) -> None:
         await may_store.wait()
         await keep(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(RefreshEngine, "_keep_receipt", slow)
+    monkeypatch.setattr(Receipts, "keep", slow)
     refresh = asyncio.create_task(world.supervisor.wait(key, 10))
     await eventually(lambda: _true(world.refreshes() > 0))
     await world.reconcile()
@@ -115,14 +116,15 @@ async def test_commit_whose_acknowledgement_was_lost_is_recognized(
 async def test_lease_is_kept_until_the_answer_is_stored(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else may send the spent token while the store refuses the answer to it."""
     key = await world.connect()
-    keep, may_store = RefreshEngine._keep_receipt, asyncio.Event()
+    keep, may_store = Receipts.keep, asyncio.Event()
 
     async def slow(*given: object) -> None:
         await may_store.wait()
         await keep(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(RefreshEngine, "_keep_receipt", slow)
-    monkeypatch.setattr("broker.connections.refresh.LEASE", timedelta(seconds=0.6))
+    monkeypatch.setattr(Receipts, "keep", slow)
+    short = msgspec.structs.replace(Limits(), lease=0.6)
+    monkeypatch.setattr(world.penstock.services.reconciler._engine, "_limits", short)
     refresh = asyncio.create_task(world.supervisor.wait(key, 10))
     await eventually(lambda: _true(world.refreshes() > 0))
     await asyncio.sleep(1.2)
@@ -137,7 +139,8 @@ async def test_late_answer_brings_back_a_connection_that_was_ended_for_want_of_i
     world.provider.once(stall_before_headers=0.5)
     refresh = asyncio.create_task(world.supervisor.wait(key, 10))
     await eventually(lambda: _true(world.refreshes() > 0))
-    await world.store.set("ada", "fence = fence + 1, state = 'needs_reauthorization', state_reason = 'lost_response'")
+    given_up = "state = 'needs_reauthorization', state_reason = 'lost_response', state_cause = 'An answer never came.'"
+    await world.store.set("ada", f"fence = fence + 1, {given_up}")
     await refresh
     await world.reconcile()
     assert (await world.store.row("ada"))["state"] == "connected"

@@ -8,8 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from broker.connections.bulkhead import Bulkheads
 from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult, RefreshSupervisor
 from broker.errors import StoreUnavailable
+from broker.limits import Limits
 
 RENEWED = RefreshResult("renewed", version=2)
 
@@ -39,7 +41,7 @@ def a_key() -> ConnectionKey:
 async def test_callers_of_one_connection_share_one_refresh():
     """Whoever comes while a refresh runs joins it; whoever comes afterwards starts another."""
     engine, key = Engine(), a_key()
-    supervisor = RefreshSupervisor(engine.refresh)
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
     waiting = [asyncio.create_task(supervisor.wait(key, 5)) for _ in range(20)]
     await asyncio.sleep(0)
     supervisor.begin(key)
@@ -54,7 +56,7 @@ async def test_callers_of_one_connection_share_one_refresh():
 async def test_connections_do_not_wait_for_each_other():
     """Each connection has a refresh of its own."""
     engine = Engine()
-    supervisor = RefreshSupervisor(engine.refresh)
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
     waiting = [asyncio.create_task(supervisor.wait(a_key(), 5)) for _ in range(3)]
     await asyncio.sleep(0.01)
 
@@ -66,7 +68,7 @@ async def test_connections_do_not_wait_for_each_other():
 async def test_caller_who_gives_up_leaves_the_refresh_running():
     """Neither a deadline nor a cancelled request reaches the refresh."""
     engine, key = Engine(), a_key()
-    supervisor = RefreshSupervisor(engine.refresh)
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
     impatient = asyncio.create_task(supervisor.wait(key, 0.01))
     hung_up = asyncio.create_task(supervisor.wait(key, 5))
     await asyncio.sleep(0)
@@ -86,7 +88,7 @@ async def test_failure_is_an_answer_for_everybody(failure: Exception):
     """Whatever breaks inside, callers learn that no token can be had now, and the next one may try again."""
     engine, key = Engine(failure), a_key()
     engine.go.set()
-    supervisor = RefreshSupervisor(engine.refresh)
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
 
     assert await asyncio.gather(*(supervisor.wait(key, 5) for _ in range(3))) == [UNAVAILABLE] * 3
     assert engine.started == 1
@@ -104,7 +106,7 @@ async def test_refresh_carries_nothing_of_the_request_that_began_it():
         return RENEWED
 
     request_id.set("req_1")
-    await RefreshSupervisor(refresh).wait(a_key(), 5)
+    await RefreshSupervisor(refresh, Bulkheads(Limits())).wait(a_key(), 5)
 
     assert seen == ["none"]
 
@@ -112,7 +114,7 @@ async def test_refresh_carries_nothing_of_the_request_that_began_it():
 async def test_draining_finishes_what_runs_and_begins_nothing():
     """At SIGTERM a provider's answer is waited for; new needs are turned away."""
     engine, key = Engine(), a_key()
-    supervisor = RefreshSupervisor(engine.refresh)
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
     supervisor.begin(key)
     await asyncio.sleep(0)
     draining = asyncio.create_task(supervisor.drain())

@@ -45,11 +45,11 @@ ORDER BY i.slug, c.connection_role, c.id;
 -- name: insert_connection
 -- A new connection with its first version still to be written.
 INSERT INTO connection (environment_id, id, integration_id, user_id, organization_id, established_by_user_id, connection_role, auth_method,
-                        state, state_reason, version, fence, refreshable, at_exp, at_life_s, serve_until, refresh_after, rt_idle_exp,
+                        state, state_reason, state_cause, version, fence, refreshable, at_exp, at_life_s, serve_until, refresh_after, rt_idle_exp,
                         rt_abs_exp, scopes, account_id, account_name, account_tenant_id, instance_url, config, account_display_name,
                         account_identifier)
 VALUES (:environment_id, :id, :integration_id, :user_id, :organization_id, :established_by_user_id, :connection_role, 'oauth',
-        :state, :state_reason, 1, 1, :refreshable, :at_exp, :at_life_s, :serve_until, :refresh_after, :rt_idle_exp,
+        :state, :state_reason, CASE WHEN :state = 'needs_reauthorization' THEN 'A caller set this state.' END, 1, 1, :refreshable, :at_exp, :at_life_s, :serve_until, :refresh_after, :rt_idle_exp,
         :rt_abs_exp, :scopes, :account_id, :account_name, :account_tenant_id, :instance_url, :config, :account_display_name,
         :account_identifier);
 
@@ -57,7 +57,8 @@ VALUES (:environment_id, :id, :integration_id, :user_id, :organization_id, :esta
 -- New tokens from a consent or an import: version, fence and epoch move, so that whatever was under way is defeated.
 -- A label is kept where it is not mentioned (NULL) and cleared by an empty one.
 UPDATE connection
-   SET version = version + 1, fence = fence + 1, epoch = epoch + 1, state = :state, state_reason = :state_reason, state_cause = NULL,
+   SET version = version + 1, fence = fence + 1, epoch = epoch + 1, state = :state, state_reason = :state_reason,
+       state_cause = CASE WHEN :state = 'needs_reauthorization' THEN 'A caller set this state.' END, restored = false, noticed_days = NULL,
        state_since = CASE WHEN state = :state THEN state_since ELSE now() END, in_doubt = false, lease_holder = NULL,
        lease_until = '-infinity', retry_at = '-infinity', refreshable = :refreshable, at_exp = :at_exp, at_life_s = :at_life_s,
        serve_until = :serve_until, refresh_after = :refresh_after, rt_idle_exp = :rt_idle_exp, rt_abs_exp = :rt_abs_exp, scopes = :scopes,
@@ -73,6 +74,7 @@ UPDATE connection
    SET account_display_name = :account_display_name, account_identifier = :account_identifier, scopes = :scopes,
        state_since = CASE WHEN state = :state THEN state_since ELSE now() END,
        epoch = CASE WHEN state = :state THEN epoch ELSE epoch + 1 END, fence = CASE WHEN state = :state THEN fence ELSE fence + 1 END,
+       state_cause = CASE WHEN :state <> 'needs_reauthorization' THEN NULL WHEN state = :state THEN state_cause ELSE 'A caller set this state.' END,
        state = :state, state_reason = :state_reason, updated_at = now()
  WHERE environment_id = :environment_id AND id = :id;
 

@@ -1,18 +1,30 @@
 -- name: take_lease
--- Transaction 1: the lease, the fence and the durable intent in one statement, or none of them. The database's clock decides.
+-- Transaction 1: the lease, the fence and the durable intent in one statement, or none of them. The database's clock decides, and this is
+-- the one gate: nothing is sent for a connection that is leased, waits, or holds a token of a backup, nor while the engine is sealed.
 -- An attempt of which nothing is settled, by a holder that died or was fenced off, may have spent the token: it is ruled on first.
+-- Where our credentials were refused, one refresh in a while tries them again; where grants are refused by the dozen, one in ten goes on.
 WITH leased AS (
     UPDATE connection c
-       SET lease_holder = :holder, lease_until = now() + :lease::interval, fence = fence + 1
-     WHERE environment_id = :environment_id AND id = :connection_id AND state = 'connected' AND version = :seen
-       AND lease_until < now() AND retry_at <= now()
+       SET lease_holder = :holder, lease_until = now() + :lease::interval, fence = c.fence + 1
+      FROM integration i
+     WHERE c.environment_id = :environment_id AND c.id = :connection_id AND c.state = 'connected' AND c.version = :seen
+       AND c.lease_until < now() AND c.retry_at <= now() AND NOT c.restored
+       AND (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+       AND (i.state <> 'invalid' OR (i.probe_at <= now() AND NOT c.in_doubt))
+       AND (i.suspect_since IS NULL OR random() < 0.1)
+       AND NOT EXISTS (SELECT FROM deployment WHERE sealed_since IS NOT NULL)
        AND NOT EXISTS (SELECT FROM refresh_intent r
                         WHERE r.environment_id = :environment_id AND r.connection_id = :connection_id AND r.from_version = :seen
                           AND r.outcome = 'pending')
-    RETURNING environment_id, id, fence, epoch
+    RETURNING c.environment_id, c.id, c.fence, c.epoch, c.integration_id, i.revision, i.state = 'invalid' AS probing
+), probed AS (
+    UPDATE integration i SET probe_at = now() + :probe_every::interval
+      FROM leased l WHERE l.probing AND (i.environment_id, i.id) = (l.environment_id, l.integration_id)
 )
-INSERT INTO refresh_intent (environment_id, id, connection_id, parent_id, fence, from_version, epoch, rt_fp, holder, started_at, deadline_at)
-SELECT environment_id, :intent_id, id, :parent_id, fence, :seen, epoch, :rt_fp, :holder, now(), now() + :deadline::interval
+INSERT INTO refresh_intent (environment_id, id, connection_id, parent_id, fence, from_version, epoch, rt_fp, holder, started_at, deadline_at,
+                            integration_id, integration_revision)
+SELECT environment_id, :intent_id, id, :parent_id, fence, :seen, epoch, :rt_fp, :holder, now(), now() + :deadline::interval,
+       integration_id, revision
 FROM leased
 RETURNING fence, epoch, started_at;
 
@@ -22,14 +34,20 @@ UPDATE connection SET lease_until = now() + :lease::interval
 WHERE environment_id = :environment_id AND id = :connection_id AND fence = :fence AND lease_holder = :holder;
 
 -- name: refresh_state
--- What somebody who waits for a refresh needs to know. `busy`: an attempt is under way, or not ruled on yet.
-SELECT c.state, c.version, c.lease_until >= now() OR coalesce(i.outcome = 'pending' AND i.from_version = c.version, false) AS busy,
-       CASE WHEN c.retry_at > now() THEN extract(epoch FROM c.retry_at - now())::double precision ELSE 0 END AS retry_in,
-       coalesce(i.outcome = 'config_fault', false) AS misconfigured
+-- What somebody who waits for a refresh needs to know. `busy`: an attempt is under way, or not ruled on yet. `retry_in`: not before so many
+-- seconds, whatever is waited for: a pause, a probe of our credentials, an operator's word.
+SELECT c.state, c.version, c.lease_until >= now() OR coalesce(r.outcome = 'pending' AND r.from_version = c.version, false) AS busy,
+       extract(epoch FROM greatest(interval '0', least(c.retry_at, now() + interval '1 day') - now(),
+               CASE WHEN i.state = 'invalid' THEN least(i.probe_at, now() + interval '1 day') - now() END,
+               CASE WHEN c.restored OR i.suspect_since IS NOT NULL OR d.sealed_since IS NOT NULL THEN interval '30 seconds' END)
+       )::double precision AS retry_in,
+       i.state = 'invalid' AS misconfigured
 FROM connection c
+JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+CROSS JOIN deployment d
 LEFT JOIN LATERAL (
      SELECT outcome, from_version FROM refresh_intent r
-      WHERE r.environment_id = c.environment_id AND r.connection_id = c.id ORDER BY r.fence DESC LIMIT 1) i ON true
+      WHERE r.environment_id = c.environment_id AND r.connection_id = c.id ORDER BY r.fence DESC LIMIT 1) r ON true
 WHERE c.environment_id = :environment_id AND c.id = :connection_id;
 
 -- name: dead_refresh_token
@@ -118,9 +136,10 @@ WHERE environment_id = :environment_id AND connection_id = :connection_id AND fr
 ORDER BY fence DESC LIMIT 1;
 
 -- name: mark_integration_invalid
--- The provider refuses our client credentials; no connection changes. Those of an edit since the request was made are not blamed.
-UPDATE integration SET state = 'invalid', state_reason = :error, updated_at = now()
-WHERE environment_id = :environment_id AND id = :id AND state = 'valid' AND revision = :revision;
+-- The provider refuses our client credentials: no connection changes, and none is refreshed but for a probe now and then. Those of an edit
+-- since the request was made are not blamed.
+UPDATE integration SET state = 'invalid', state_reason = :error, probe_at = now() + :probe_every::interval
+WHERE environment_id = :environment_id AND id = :id AND revision = :revision AND state IN ('valid', 'invalid');
 
 -- name: integration_revision
 -- How often an integration was changed.
@@ -133,7 +152,7 @@ WHERE environment_id = :environment_id AND integration_id = :integration_id AND 
 
 -- name: mark_integration_valid
 -- A refresh or an exchange worked: the client credentials are good.
-UPDATE integration SET state = 'valid', state_reason = NULL, updated_at = now()
+UPDATE integration SET state = 'valid', state_reason = NULL
 WHERE environment_id = :environment_id AND id = :id AND state = 'invalid';
 
 -- columns: attempt_columns
@@ -154,7 +173,7 @@ WITH claimed AS (
 UPDATE refresh_intent r SET deadline_at = now() + interval '1 minute'
 FROM claimed, receipt p
 WHERE (r.environment_id, r.id) = (claimed.environment_id, claimed.id) AND (p.environment_id, p.intent_id) = (r.environment_id, r.id)
-RETURNING {attempt_columns}, p.ct;
+RETURNING {attempt_columns}, p.ct, p.received_at;
 
 -- name: claim_silent_intent
 -- An attempt of which no whole answer was stored, past its deadline, its lease over by time or by fence: it may or may not have reached
@@ -223,7 +242,7 @@ WHERE environment_id = :environment_id AND connection_id = :connection_id AND ve
 -- name: orphans_to_settle
 -- Connections with late token sets that something is to be done about: one may be adopted, or the consent they belong to is over. `edited`:
 -- the provider was since they were sent for, so that its address may not be theirs. `renewed`: a newer consent is there.
-SELECT c.environment_id, c.id, bool_or({adoptable}) AS adoptable, bool_or(i.updated_at > r.started_at) AS edited,
+SELECT c.environment_id, c.id, bool_or({adoptable}) AS adoptable, bool_or(i.revision <> r.integration_revision) AS edited,
        c.state = 'connected' AS renewed
 FROM {late_sets} JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
 WHERE s.state = 'orphan' AND c.lease_until < now() AND (c.state = 'disconnected' OR r.epoch <> c.epoch OR ({adoptable}))

@@ -11,6 +11,17 @@ TOKEN_SECONDS = Histogram(
     "Time to answer a token request, refreshes included.",
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 25),
 )
+REFRESHES = Counter("penstock_refreshes_total", "Attempts to refresh, by what they came to.", ["outcome"])
+RECEIPT_WINDOW = Histogram(
+    "penstock_refresh_receipt_window_seconds",
+    "From a provider's last byte to its answer being durable: what a kill -9 in between could lose.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10, 60),
+)
+HELD_ANSWERS = Gauge("penstock_held_answers", "Provider answers that are not in the database yet.", ["where"])
+ALARMS = Counter("penstock_alarms_total", "Alarms raised; deploy/runbook.md says what to do.", ["alarm"])
+LIMITS = Gauge("penstock_refresh_limit", "The limits the refresh engine keeps to, as configured.", ["name"])
+CIRCUITS = Gauge("penstock_open_circuits", "Providers that are not asked at the moment, for they keep failing.")
+QUEUED = Gauge("penstock_queued_refreshes", "Refreshes that wait for a free place at their provider.")
 # Of the whole deployment, read from the database when asked for: every process gives the same.
 WAITING = Gauge("penstock_waiting", "Work in the database that a worker has yet to do.", ["queue"])
 OLDEST_REVOCATION = Gauge(
