@@ -152,6 +152,7 @@ class RefreshEngine:
             holder=self._holder,
             lease=timedelta(seconds=self._limits.lease),
             seen=connection.version,
+            revision=prepared.target.integration.revision,
             intent_id=intent_id,
             parent_id=parent,
             rt_fp=prepared.rt_fp,

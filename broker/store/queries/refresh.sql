@@ -1,6 +1,7 @@
 -- name: take_lease
 -- Transaction 1: the lease, the fence and the durable intent in one statement, or none of them. The database's clock decides, and this is
--- the one gate: nothing is sent for a connection that is leased, waits, or holds a token of a backup, nor while the engine is sealed.
+-- the one gate: nothing is sent for a connection that is leased, waits, or holds a token of a backup, with credentials of before an edit,
+-- nor while the engine is sealed.
 -- An attempt of which nothing is settled, by a holder that died or was fenced off, may have spent the token: it is ruled on first.
 -- Where our credentials were refused, one refresh in a while tries them again; where grants are refused by the dozen, one in ten goes on.
 WITH leased AS (
@@ -9,7 +10,7 @@ WITH leased AS (
       FROM integration i
      WHERE c.environment_id = :environment_id AND c.id = :connection_id AND c.state = 'connected' AND c.version = :seen
        AND c.lease_until < now() AND c.retry_at <= now() AND NOT c.restored
-       AND (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+       AND (i.environment_id, i.id) = (c.environment_id, c.integration_id) AND i.revision = :revision
        AND (i.state <> 'invalid' OR (i.probe_at <= now() AND NOT c.in_doubt))
        AND (i.suspect_since IS NULL OR random() < 0.1)
        AND NOT EXISTS (SELECT FROM deployment WHERE sealed_since IS NOT NULL)
