@@ -68,3 +68,28 @@ async def test_one_refresh_in_a_while_tries_refused_credentials_again(world: Wor
     assert world.refreshes() == 1
     written = [await world.store.outcomes(user) for user in ("ada", "bob", "cyd")]
     assert sorted(outcome for outcomes in written for outcome in outcomes) == ["config_fault"]
+
+
+@pytest.mark.parametrize(
+    "closed",
+    [
+        "UPDATE integration SET state = 'invalid', probe_at = now() + interval '1 minute'",
+        "UPDATE integration SET suspect_since = now()",
+        "UPDATE connection SET restored = true",
+    ],
+)
+async def test_token_near_its_end_is_served_without_a_vain_attempt(
+    world: World, closed: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A still-valid token costs one statement while its refresh is known to be refused at the gate."""
+    await world.connect()
+    await world.store.near_end("ada")
+    begun: list[object] = []
+    monkeypatch.setattr(world.supervisor, "begin", lambda *given, **more: begun.append((given, more)))
+    await world.backend.access_token("ada")
+    assert len(begun) == 1
+
+    await world.store.pool.execute(closed)
+    await world.backend.access_token("ada")
+
+    assert len(begun) == 1

@@ -1,6 +1,7 @@
 -- name: hand_out
 -- The hot path: for each asker, who they are, what they ask for, the sealed secret, and (where `serve` holds) the audit record of its
 -- hand-out, all in one snapshot and one commit. `take` false only looks. `version` not null hands out that version and no other.
+-- `refresh_due` leaves out what the gate would refuse anyway, so that a broken integration costs its callers no further statements.
 WITH asked AS (
     SELECT *
     FROM unnest(:takes::boolean[], :digests::bytea[], :slugs::text[], :ownerships::text[], :user_keys::text[],
@@ -16,7 +17,8 @@ WITH asked AS (
            c.version, c.refreshable, c.at_exp, c.scopes, c.account_id, c.account_name, c.instance_url, c.config::text AS config, s.ct,
            extract(epoch FROM c.at_exp - now())::double precision AS remaining,
            c.serve_until IS NULL OR c.serve_until > now() AS above_floor,
-           c.refreshable AND coalesce(c.refresh_after <= now(), false) AND c.retry_at <= now() AND c.lease_until < now() AS refresh_due,
+           c.refreshable AND coalesce(c.refresh_after <= now(), false) AND c.retry_at <= now() AND c.lease_until < now() AND NOT c.restored
+               AND (i.state <> 'invalid' OR i.probe_at <= now()) AND i.suspect_since IS NULL AS refresh_due,
            c.refreshable AND coalesce(c.refresh_after <= now(), false) AND c.last_refresh_error IS NOT NULL AS refresh_failing,
            c.at_exp IS NULL OR c.at_exp >= now() + make_interval(secs => q.min_ttl) AS lasts,
            coalesce(q.take AND 'tokens:read' = ANY (k.scopes) AND i.enabled AND c.state = 'connected' AND c.auth_method = 'oauth'
