@@ -254,6 +254,10 @@ class RateLimited(CallerError):
     code = "rate_limit_exceeded"
     retryable = True
 
+    def __init__(self, message: str | None = None, *, retry_after: float = 2.0) -> None:
+        self.retry_after = retry_after  # seconds
+        super().__init__(message)
+
 
 # --- what ends one attempt to connect ---------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from uuid import UUID
 
 from broker import ids
@@ -10,6 +11,7 @@ from broker.callers.model import Caller, RequestInfo
 from broker.connections.issuing import Inactive, IssuedToken, TokenQuery, issued
 from broker.connections.model import Connection, Owner, Tokens
 from broker.connections.providers import Providers
+from broker.connections.reports import Reports
 from broker.connections.settle import condemn_connection
 from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
 from broker.connections.vaulted import Vault
@@ -24,6 +26,7 @@ from broker.errors import (
     NotFound,
     ProviderMisconfigured,
     ProviderUnavailable,
+    RateLimited,
     Unauthorized,
     VaultError,
 )
@@ -48,6 +51,7 @@ class TokenAccess:
     ) -> None:
         self._hand_outs, self._database, self._vault = hand_outs, database, vault
         self._providers, self._supervisor, self._limits = providers, supervisor, limits
+        self._reports = Reports()
 
     async def fresh_token(self, api_key: str | None, query: TokenQuery, info: RequestInfo) -> IssuedToken | Inactive:
         """Return a token valid for at least `min_ttl`, refreshed if need be, or why the person has to act.
@@ -119,7 +123,8 @@ class TokenAccess:
     async def _careful(
         self, key_digest: bytes, connection_id: UUID, query: TokenQuery, caller: Caller
     ) -> IssuedToken | Inactive:
-        """Look, decide, refresh at most once, look again; hand out the version that was decided on and no other."""
+        """Look, decide, refresh if need be, look again; hand out the version that was decided on and no other."""
+        until = monotonic() + self._limits.caller_wait
         tried: RefreshResult | None = None
         for _ in range(ROUNDS):
             looked = await self._look(key_digest, connection_id, query, caller)
@@ -127,20 +132,19 @@ class TokenAccess:
             if inactive is not None:
                 return inactive
             rejected = query.rejected_token_id == self._token_id(looked)
-            if rejected and looked.above_floor:
+            if looked.above_floor and rejected:
                 await self._withhold(looked, query, caller)
-            elif not looked.above_floor and not looked.refreshable:
-                await self._lapse(looked, rejected=rejected)
-            elif not looked.above_floor and tried is not None and tried.kind != "renewed":
-                raise _no_token(tried)
-            elif looked.refreshable and (
-                not looked.above_floor or (tried is None and not looked.lasts)
-            ):  # a version that came late may be at its end already
-                tried = await self._supervisor.wait(_key(looked), self._limits.caller_wait, newer_than=looked.version)
-            else:
+            elif looked.above_floor and (looked.lasts or tried is not None or not looked.refreshable):
                 token = await self._taken(key_digest, looked, query, caller, tried)
                 if token is not None:
                     return token
+            elif not looked.refreshable:
+                await self._lapse(looked, rejected=rejected)
+            elif tried is not None and tried.kind != "renewed":
+                raise _no_token(tried)
+            else:  # also after a refresh whose version is at its end already, as one that came late is
+                left = until - monotonic()
+                tried = await self._supervisor.wait(_key(looked), left, newer_than=looked.version)
         raise ProviderUnavailable("The connection keeps changing; ask again.")
 
     async def _taken(
@@ -167,6 +171,11 @@ class TokenAccess:
     async def _withhold(self, held: Held, query: TokenQuery, caller: Caller) -> None:
         """The provider refused this token: nobody gets it any more, and a refresh has nothing left to protect."""
         key = _key(held)
+        try:
+            self._reports.admit(caller.actor_id, key.connection_id, held.version or 0)
+        except RateLimited as refused:
+            await self._deny(caller, _subject(held), refused.code, query.purpose)
+            raise
         async with self._database.transaction() as session:
             withheld = await session.execute(
                 "withhold_token",
