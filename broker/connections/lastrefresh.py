@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
 from broker.audit import records
 from broker.callers.model import system
 from broker.connections.model import Connection, Integration, SecretVersion, Tokens, lifetimes
+from broker.connections.outcomes import verdict
 from broker.connections.providers import Providers
-from broker.connections.ruling import merged, verdict
+from broker.connections.ruling import merged
 from broker.connections.vaulted import Vault
 from broker.oauth.model import ProviderDescriptor
 from broker.oauth.token import outcome_of, refresh_request
 from broker.outbound import SendFailed, SendState
+from broker.store.clock import DatabaseClock
 from broker.store.postgres import Database
 from broker.vault.seal import Sealed
 
@@ -33,8 +35,8 @@ class LastTokens(msgspec.Struct, frozen=True, kw_only=True):
 class LastRefresh:
     """Renew the access token of a connection that is to be revoked; no caller ever gets what comes of it."""
 
-    def __init__(self, database: Database, vault: Vault, providers: Providers) -> None:
-        self._database, self._vault, self._providers = database, vault, providers
+    def __init__(self, database: Database, vault: Vault, providers: Providers, clock: DatabaseClock) -> None:
+        self._database, self._vault, self._providers, self._clock = database, vault, providers, clock
 
     async def renewed(
         self,
@@ -58,19 +60,19 @@ class LastRefresh:
             config={**integration.config, **connection.config},
             metadata=held.metadata,
         )
-        key, sent_at = self._vault.prepared(), datetime.now(UTC)
+        key, sent = self._vault.prepared(), await self._clock.read()
         try:
             response = await self._providers.send(descriptor, endpoints, request, deadline=CALL_DEADLINE)
         except SendFailed as failure:
             sent = failure.state is not SendState.NOT_SENT
             return LastTokens(outcome="in_doubt" if sent else "not_sent", error=failure.reason)
         scopes = tuple(connection.scopes)
-        outcome = outcome_of(descriptor, response, requested_scopes=scopes, kind="refresh", now=datetime.now(UTC))
+        outcome = outcome_of(descriptor, response, requested_scopes=scopes, kind="refresh", now=sent.now())
         if outcome.tokens is None:
-            return LastTokens(outcome=verdict(outcome, descriptor), error=outcome.error)
+            return LastTokens(outcome=verdict(outcome, descriptor.rotation), error=outcome.error)
         tokens = merged(held, outcome.tokens, dict(outcome.tokens.metadata))
         sealed = self._vault.seal_tokens(connection, connection.version + 1, tokens, key)
-        ends_at = lifetimes(descriptor.rotation, outcome.tokens, sent_at=sent_at, jitter=0.0).at_exp
+        ends_at = lifetimes(descriptor.rotation, outcome.tokens, sent_at=sent.at, jitter=0.0).at_exp
         version = await self._kept(connection, sealed, ends_at, keep_until)
         return LastTokens(outcome="committed", tokens=tokens, version=version)
 

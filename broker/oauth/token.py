@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import msgspec
+
 from broker.errors import DescriptorError
 from broker.oauth.answer import Unreadable, find, holds, read_members, scalar
 from broker.oauth.authorization import uses_pkce
@@ -13,7 +15,7 @@ from broker.oauth.http import HttpRequest, HttpResponse
 from broker.oauth.model import ClientRegistration, Endpoints, ProviderDescriptor, TokenOutcome
 from broker.oauth.refusal import refusal
 from broker.oauth.template import MetadataRefused
-from broker.oauth.token_set import Grant, NoTokens, UnknownTokenType, token_set
+from broker.oauth.token_set import Grant, NoTokens, UnknownTokenType, has_token, token_set
 from broker.secret import Secret
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -114,9 +116,9 @@ def outcome_of(
 ) -> TokenOutcome:
     """Return what an answer of the token endpoint comes to: the body decides first, then the status. Never raises.
 
-    What cannot be read, or has no token (`missing_access_token`), is "in_doubt": the provider may have acted. A success
-    whose `[metadata]` is missing or not allowed is "unknown" with the error `unexpected_response_format`, and one whose
-    token type needs a key is "unknown" with `unsupported_token_type`: neither may be used.
+    A success that cannot be read, has no token (`missing_access_token`), brings one beside an error code, or one whose
+    type needs a key (`unsupported_token_type`) is "in_doubt": the refresh token may be spent, and nothing came of it
+    that may be used. One whose `[metadata]` is missing or not allowed is "unknown", with `unexpected_response_format`.
     """
     if not response.complete:
         return TokenOutcome(kind="in_doubt")
@@ -129,13 +131,14 @@ def outcome_of(
     if members is None:
         return TokenOutcome(kind="in_doubt")
     if _is_error(descriptor, members):
-        return refusal(descriptor, response, members, now=now)
+        refused = refusal(descriptor, response, members, now=now)
+        return msgspec.structs.replace(refused, kind="in_doubt") if has_token(descriptor, members) else refused
     try:
         tokens = token_set(descriptor, response, members, requested_scopes=requested_scopes, kind=kind, now=now)
     except NoTokens:
         return TokenOutcome(kind="in_doubt", error="missing_access_token")
     except UnknownTokenType:
-        return TokenOutcome(kind="unknown", error="unsupported_token_type")
+        return TokenOutcome(kind="in_doubt", error="unsupported_token_type")
     except MetadataRefused:
         return TokenOutcome(kind="unknown", error="unexpected_response_format")
     return TokenOutcome(kind="ok", tokens=tokens)

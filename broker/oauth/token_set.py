@@ -64,6 +64,13 @@ def token_set(
     )
 
 
+def has_token(descriptor: ProviderDescriptor, members: Mapping[str, Any]) -> bool:
+    """Return whether something stands where one of the tokens belongs."""
+    return any(
+        _member(descriptor, members, name) not in (MISSING, None, "") for name in ("access_token", "refresh_token")
+    )
+
+
 def _member(descriptor: ProviderDescriptor, members: Mapping[str, Any], name: str) -> Any:
     return find(members, descriptor.quirks.response_map.get(name, f"/{name}"))
 

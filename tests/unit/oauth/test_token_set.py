@@ -171,7 +171,7 @@ def test_granted_scopes_come_from_where_the_provider_says_them(
 def test_a_token_that_needs_a_key_is_not_used(token_type: str) -> None:
     outcome = came_to(descriptor(), json_answer(OK | {"token_type": token_type}))
 
-    assert (outcome.kind, outcome.error, outcome.tokens) == ("unknown", "unsupported_token_type", None)
+    assert (outcome.kind, outcome.error, outcome.tokens) == ("in_doubt", "unsupported_token_type", None)
 
 
 # --- lifetimes (T-32) -------------------------------------------------------------------------------------------------
