@@ -13,7 +13,8 @@ import asyncpg
 
 from tests.hostile import HostileServer, judge
 from tests.hostile.journal import Entry
-from tests.rig import Backend
+from tests.rig import Backend, books
+from tests.rig.clients import ClientLog
 
 SECRET = "a-client-secret-of-the-tests"
 
@@ -100,17 +101,28 @@ async def opened_store(dsn: str) -> AsyncIterator[Store]:
 
 @dataclass
 class Case:
-    """One hostile provider on trial for what Penstock sent it; `allowed` are replays that a test provoked."""
+    """Penstock on trial: for what it sent one hostile provider, what its clients were told, and what it wrote down."""
 
     provider: HostileServer
-    allowed: list[str] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)  # replays that a test provoked
+    told: ClientLog | None = None
+    store: Store | None = None
+    killed_in_receipt_window: set[str] = field(default_factory=set)  # grants, excused (reliability.md 1.2, I4)
 
     def refreshes(self, since: int = 0) -> list[Entry]:
         """Return the refresh requests, those of the first *since* left out."""
         return self.provider.journal.refreshes()[since:]
 
     async def verdict(self) -> list[str]:
-        return judge(await self.provider.settled(), self.allowed)
+        findings = judge(
+            await self.provider.settled(seconds=20),
+            self.allowed,
+            answers=self.told.answers if self.told is not None else (),
+            killed_in_receipt_window=self.killed_in_receipt_window,
+        )
+        if self.told is not None and self.store is not None:
+            findings += await books.audit(self.store.pool, self.told)
+        return findings
 
 
 async def refreshes(provider: HostileServer, grant: str) -> list[Entry]:
@@ -146,6 +158,37 @@ async def insistent(backend: Backend, user: str, slug: str = "acme", **fields: A
 
 
 # --- providers of the catalog ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeUp:
+    """A provider of the catalog that is the hostile server: what its descriptor says, and how it behaves."""
+
+    rotation: str = 'class = "R4"'  # that table of the descriptor
+    more: str = ""  # further tables
+    behaviour: Mapping[str, object] = field(default_factory=dict)
+
+
+# Every rotation class, and flag K where it differs; the short grace window is handled as R5 (reliability.md 2.2).
+CLASSES = {
+    "r0": MadeUp(rotation='class = "R0"', behaviour={"rotation": "R0"}),
+    "r1": MadeUp(rotation='class = "R1"', behaviour={"rotation": "R1"}),
+    "r2": MadeUp(rotation='class = "R2"', behaviour={"rotation": "R2"}),
+    "r3": MadeUp(rotation='class = "R3"\nreuse_grace = "10m"', behaviour={"rotation": "R3", "grace_seconds": 600.0}),
+    "r3-short": MadeUp(
+        rotation='class = "R3"\nreuse_grace = "30s"', behaviour={"rotation": "R3", "grace_seconds": 30.0}
+    ),
+    "r4": MadeUp(rotation='class = "R4"\nkills_old_access_token = false', behaviour={"rotation": "R4"}),
+    "r4k": MadeUp(
+        rotation='class = "R4"\nkills_old_access_token = true',
+        behaviour={"rotation": "R4", "kills_old_access_token": True},
+    ),
+    "r5": MadeUp(rotation='class = "R5"\nkills_old_access_token = false', behaviour={"rotation": "R5"}),
+    "r5k": MadeUp(
+        rotation='class = "R5"\nkills_old_access_token = true',
+        behaviour={"rotation": "R5", "kills_old_access_token": True},
+    ),
+}
 
 
 def descriptor(slug: str, rotation: str, more: str = "") -> str:
@@ -187,6 +230,19 @@ def routes(slugs: list[str]) -> dict[str, Any]:
 def stand_ins(slugs: list[str], provider: HostileServer) -> str:
     """Return PENSTOCK_PROVIDER_HOSTS for a catalog whose providers are all the hostile server."""
     return ",".join(f"{slug}.test={provider.url}" for slug in slugs)
+
+
+def variables(catalog: Mapping[str, MadeUp], provider: HostileServer, home: Path) -> dict[str, str]:
+    """Write *catalog* under *home*; return the settings of a Penstock whose providers are all the hostile server."""
+    outbound = {"PENSTOCK_OUTBOUND_ALLOW": f"127.0.0.1:{provider.port}"}
+    if not catalog:
+        return outbound
+    texts = {slug: descriptor(slug, made_up.rotation, made_up.more) for slug, made_up in catalog.items()}
+    return {
+        **outbound,
+        "PENSTOCK_PROVIDERS_DIR": str(write_catalog(home / "providers", texts)),
+        "PENSTOCK_PROVIDER_HOSTS": stand_ins(list(catalog), provider),
+    }
 
 
 async def enable(backend: Backend, slug: str) -> None:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from textwrap import dedent
 
 import pytest
 
-from tests.acceptance.refresh_rig import (
-    Case,
-    Store,
-    connected,
-    descriptor,
-    enable,
-    opened_store,
-    refreshes,
-    routes,
-    stand_ins,
-    write_catalog,
-)
+from tests.acceptance.refresh_rig import MadeUp, Store, connected, refreshes
 from tests.hostile import HostileServer
-from tests.rig import Backend, running_penstock
+from tests.rig import Backend
 
 # slug: its [errors], and the dialect in which the provider refuses
 DIALECTS = {
@@ -86,44 +75,12 @@ DIALECTS = {
 
 
 @pytest.fixture(scope="module")
-async def provider() -> AsyncIterator[HostileServer]:
-    async with HostileServer(routes=routes(list(DIALECTS))) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-async def backend(
-    database_dsn: str, provider: HostileServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Backend]:
-    """A provider of every dialect, all of them the one hostile server."""
-    home = tmp_path_factory.mktemp("penstock")
-    texts = {
-        slug: descriptor(slug, 'class = "R4"', f"[errors]\n{dedent(errors)}") for slug, (errors, _) in DIALECTS.items()
+def catalog() -> Mapping[str, MadeUp]:
+    """A provider of every dialect."""
+    return {
+        slug: MadeUp(more=f"[errors]\n{dedent(errors)}", behaviour={"dialect": dialect})
+        for slug, (errors, dialect) in DIALECTS.items()
     }
-    async with running_penstock(
-        database_dsn,
-        home,
-        PENSTOCK_PROVIDERS_DIR=str(write_catalog(home / "providers", texts)),
-        PENSTOCK_PROVIDER_HOSTS=stand_ins(list(DIALECTS), provider),
-    ) as server:
-        made = Backend(server, provider)
-        for slug, (_, dialect) in DIALECTS.items():
-            await enable(made, slug)
-            provider.tune(scope=slug, dialect=dialect)
-        yield made
-        await made.http.aclose()
-
-
-@pytest.fixture(scope="module")
-async def store(backend: Backend) -> AsyncIterator[Store]:
-    async with opened_store(backend.penstock.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module", autouse=True)
-async def acquitted(provider: HostileServer) -> AsyncIterator[None]:
-    yield
-    assert await Case(provider).verdict() == []
 
 
 @pytest.mark.parametrize("slug", DIALECTS)

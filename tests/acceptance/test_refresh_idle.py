@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 
 import pytest
 
-from tests.acceptance.refresh_rig import (
-    Case,
-    Store,
-    connected,
-    descriptor,
-    enable,
-    opened_store,
-    refreshes,
-    routes,
-    stand_ins,
-    write_catalog,
-)
+from tests.acceptance.refresh_rig import MadeUp, Store, connected, refreshes
 from tests.hostile import HostileServer
-from tests.rig import Backend, running_penstock
+from tests.rig import Backend
 
 ROTATION = """class = "R4"
 refresh_token_idle_ttl = "30d" """
 
 
 @pytest.fixture(scope="module")
-async def provider() -> AsyncIterator[HostileServer]:
-    async with HostileServer(routes=routes(["crm"])) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-async def backend(
-    database_dsn: str, provider: HostileServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Backend]:
+def catalog() -> Mapping[str, MadeUp]:
     """A provider whose refresh tokens lapse after thirty idle days."""
-    home = tmp_path_factory.mktemp("penstock")
-    async with running_penstock(
-        database_dsn,
-        home,
-        worker=False,
-        PENSTOCK_PROVIDERS_DIR=str(write_catalog(home / "providers", {"crm": descriptor("crm", ROTATION)})),
-        PENSTOCK_PROVIDER_HOSTS=stand_ins(["crm"], provider),
-    ) as server:
-        made = Backend(server, provider)
-        await enable(made, "crm")
-        yield made
-        await made.http.aclose()
+    return {"crm": MadeUp(rotation=ROTATION)}
 
 
 @pytest.fixture(scope="module")
-async def store(backend: Backend) -> AsyncIterator[Store]:
-    async with opened_store(backend.penstock.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module", autouse=True)
-async def acquitted(provider: HostileServer) -> AsyncIterator[None]:
-    yield
-    assert await Case(provider).verdict() == []
+def worker() -> bool:
+    return False
 
 
 async def age(store: Store, user: str, days: int) -> None:

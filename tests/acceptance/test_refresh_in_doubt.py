@@ -3,78 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 
 import pytest
 
-from tests.acceptance.refresh_rig import (
-    Case,
-    Store,
-    connected,
-    descriptor,
-    enable,
-    eventually,
-    insistent,
-    opened_store,
-    refreshes,
-    routes,
-    stand_ins,
-    write_catalog,
-)
+from tests.acceptance.refresh_rig import CLASSES, MadeUp, Store, connected, eventually, insistent, refreshes
 from tests.hostile import HostileServer
-from tests.rig import Backend, running_penstock
-
-# slug: its [rotation], and how the provider behind it behaves
-CLASSES: dict[str, tuple[str, dict[str, object]]] = {
-    "r0": ('class = "R0"', {"rotation": "R0"}),
-    "r1": ('class = "R1"', {"rotation": "R1"}),
-    "r2": ('class = "R2"', {"rotation": "R2"}),
-    "r3": ('class = "R3"\nreuse_grace = "10m"', {"rotation": "R3", "grace_seconds": 600.0}),
-    "r3-short": ('class = "R3"\nreuse_grace = "30s"', {"rotation": "R3", "grace_seconds": 30.0}),
-    "r4": ('class = "R4"\nkills_old_access_token = false', {"rotation": "R4"}),
-    "r4k": ('class = "R4"\nkills_old_access_token = true', {"rotation": "R4", "kills_old_access_token": True}),
-    "r5": ('class = "R5"\nkills_old_access_token = false', {"rotation": "R5"}),
-    "r5k": ('class = "R5"\nkills_old_access_token = true', {"rotation": "R5", "kills_old_access_token": True}),
-}
+from tests.rig import Backend
 
 
 @pytest.fixture(scope="module")
-async def provider() -> AsyncIterator[HostileServer]:
-    async with HostileServer(routes=routes(list(CLASSES))) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-async def backend(
-    database_dsn: str, provider: HostileServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Backend]:
-    """A provider of every class, all of them the one hostile server."""
-    home = tmp_path_factory.mktemp("penstock")
-    texts = {slug: descriptor(slug, rotation) for slug, (rotation, _) in CLASSES.items()}
-    async with running_penstock(
-        database_dsn,
-        home,
-        PENSTOCK_PROVIDERS_DIR=str(write_catalog(home / "providers", texts)),
-        PENSTOCK_PROVIDER_HOSTS=stand_ins(list(CLASSES), provider),
-    ) as server:
-        made = Backend(server, provider)
-        for slug, (_, behaviour) in CLASSES.items():
-            await enable(made, slug)
-            provider.tune(scope=slug, **behaviour)
-        yield made
-        await made.http.aclose()
-
-
-@pytest.fixture(scope="module")
-async def store(backend: Backend) -> AsyncIterator[Store]:
-    async with opened_store(backend.penstock.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module", autouse=True)
-async def acquitted(provider: HostileServer) -> AsyncIterator[None]:
-    yield
-    assert await Case(provider).verdict() == []
+def catalog() -> Mapping[str, MadeUp]:
+    """A provider of every class."""
+    return CLASSES
 
 
 @pytest.mark.parametrize(

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
 
 from broker.failpoint import arm
-from tests.acceptance.refresh_rig import (
-    Case,
-    Store,
-    connected,
-    descriptor,
-    enable,
-    insistent,
-    opened_store,
-    refreshes,
-    routes,
-    stand_ins,
-    write_catalog,
-)
+from tests.acceptance.refresh_rig import CLASSES, Case, MadeUp, Store, connected, insistent, refreshes
 from tests.hostile import HostileServer
-from tests.rig import Backend, running_penstock
+from tests.rig import Backend
 
-CLASSES: dict[str, tuple[str, dict[str, object]]] = {
-    "static": ('class = "R0"', {"rotation": "R0"}),
-    "strict": ('class = "R5"\nkills_old_access_token = false', {"rotation": "R5"}),
+# So that an old consent's tokens are revoked beside a new one.
+TOKEN_BY_TOKEN = '[revocation]\neffect = "token"'
+PROVIDERS = {
+    "static": dataclasses.replace(CLASSES["r0"], more=TOKEN_BY_TOKEN),
+    "strict": dataclasses.replace(CLASSES["r5"], more=TOKEN_BY_TOKEN),
 }
 BEFORE_THE_ANSWER = ["lease.after", "http.before_send"]
 WITHOUT_THE_ANSWER = ["http.after_body", "receipt.before"]
@@ -35,49 +26,14 @@ WITH_THE_ANSWER = ["receipt.after", "parse.mid", "commit.before", "commit.after"
 
 
 @pytest.fixture(scope="module")
-async def provider() -> AsyncIterator[HostileServer]:
-    async with HostileServer(routes=routes(list(CLASSES))) as server:
-        yield server
+def catalog() -> Mapping[str, MadeUp]:
+    return PROVIDERS
 
 
 @pytest.fixture(scope="module")
-async def backend(
-    database_dsn: str, provider: HostileServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Backend]:
-    """A server without worker: nothing is reconciled but by the test."""
-    home = tmp_path_factory.mktemp("penstock")
-    token_by_token = '[revocation]\neffect = "token"'  # so that an old consent's tokens are revoked beside a new one
-    texts = {slug: descriptor(slug, rotation, token_by_token) for slug, (rotation, _) in CLASSES.items()}
-    async with running_penstock(
-        database_dsn,
-        home,
-        worker=False,
-        PENSTOCK_PROVIDERS_DIR=str(write_catalog(home / "providers", texts)),
-        PENSTOCK_PROVIDER_HOSTS=stand_ins(list(CLASSES), provider),
-    ) as server:
-        made = Backend(server, provider)
-        for slug, (_, behaviour) in CLASSES.items():
-            await enable(made, slug)
-            provider.tune(scope=slug, **behaviour)
-        yield made
-        await made.http.aclose()
-
-
-@pytest.fixture(scope="module")
-async def store(backend: Backend) -> AsyncIterator[Store]:
-    async with opened_store(backend.penstock.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def case(provider: HostileServer) -> Case:
-    return Case(provider)
-
-
-@pytest.fixture(scope="module", autouse=True)
-async def acquitted(case: Case) -> AsyncIterator[None]:
-    yield
-    assert await case.verdict() == []
+def worker() -> bool:
+    """Nothing is reconciled but by the test."""
+    return False
 
 
 @contextmanager
@@ -96,7 +52,7 @@ async def reconcile(backend: Backend, store: Store) -> None:
     await backend.penstock.services.reconciler.run()
 
 
-@pytest.mark.parametrize("slug", CLASSES)
+@pytest.mark.parametrize("slug", PROVIDERS)
 @pytest.mark.parametrize("point", WITH_THE_ANSWER)
 async def test_answer_that_was_stored_is_taken_up(
     backend: Backend, provider: HostileServer, store: Store, slug: str, point: str
@@ -118,7 +74,7 @@ async def test_answer_that_was_stored_is_taken_up(
     assert len(await refreshes(provider, grant)) == 1
 
 
-@pytest.mark.parametrize("slug", CLASSES)
+@pytest.mark.parametrize("slug", PROVIDERS)
 @pytest.mark.parametrize("point", BEFORE_THE_ANSWER)
 async def test_silent_attempt_is_in_doubt_and_ends_alive(
     backend: Backend, provider: HostileServer, store: Store, slug: str, point: str
@@ -144,7 +100,7 @@ async def test_silent_attempt_is_in_doubt_and_ends_alive(
 
 @pytest.mark.parametrize("point", WITHOUT_THE_ANSWER)
 async def test_answer_that_was_never_stored_is_said_to_be_lost(
-    backend: Backend, provider: HostileServer, store: Store, case: Case, point: str
+    backend: Backend, provider: HostileServer, store: Store, trial: Case, point: str
 ):
     """Between the last byte and the receipt a crash loses a single-use token; the cause says so."""
     user = f"strict-{point}"
@@ -152,7 +108,7 @@ async def test_answer_that_was_never_stored_is_said_to_be_lost(
     await store.near_end(user)
     with failing(point):
         await backend.access_token(user, "strict", min_ttl=3000)
-    case.allowed.append((await refreshes(provider, grant))[0].refresh_token)  # the receipt window: promise 2
+    trial.killed_in_receipt_window.add(grant)
     await reconcile(backend, store)
 
     assert (await backend.access_token(user, "strict"))["degraded"] is True

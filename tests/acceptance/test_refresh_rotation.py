@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 
 import pytest
 
-from tests.acceptance.refresh_rig import (
-    Case,
-    Store,
-    connected,
-    descriptor,
-    enable,
-    opened_store,
-    refreshes,
-    routes,
-    stand_ins,
-    write_catalog,
-)
+from tests.acceptance.refresh_rig import MadeUp, Store, connected, refreshes
 from tests.hostile import HostileServer
-from tests.rig import Backend, running_penstock
+from tests.rig import Backend
 
 HOME = "https://acme.crm.test"
 INSTANCE_URL = """
@@ -33,44 +22,15 @@ recapture = "each_refresh"
 
 
 @pytest.fixture(scope="module")
-async def provider() -> AsyncIterator[HostileServer]:
-    async with HostileServer(routes=routes(["crm"])) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-async def backend(
-    database_dsn: str, provider: HostileServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Backend]:
-    """A custom provider `acme`, and one of the catalog, `crm`, whose tokens come with the URL they are for."""
-    home = tmp_path_factory.mktemp("penstock")
-    catalog = write_catalog(home / "providers", {"crm": descriptor("crm", 'class = "R5"', INSTANCE_URL)})
-    async with running_penstock(
-        database_dsn,
-        home,
-        PENSTOCK_PROVIDERS_DIR=str(catalog),
-        PENSTOCK_PROVIDER_HOSTS=stand_ins(["crm"], provider),
-        PENSTOCK_OUTBOUND_ALLOW=f"127.0.0.1:{provider.port}",
-    ) as server:
-        made = Backend(server, provider)
-        await made.add_provider()
-        await enable(made, "crm")
-        provider.tune(rotation="R5", kills_old_access_token=True)
-        provider.tune(scope="crm", extra={"instance_url": HOME})
-        yield made
-        await made.http.aclose()
-
-
-@pytest.fixture(scope="module")
-async def store(backend: Backend) -> AsyncIterator[Store]:
-    async with opened_store(backend.penstock.dsn) as opened:
-        yield opened
+def catalog() -> Mapping[str, MadeUp]:
+    """A provider whose tokens come with the URL they are for, beside the custom provider `acme`."""
+    behaviour = {"rotation": "R5", "kills_old_access_token": True, "extra": {"instance_url": HOME}}
+    return {"crm": MadeUp(rotation='class = "R5"', more=INSTANCE_URL, behaviour=behaviour)}
 
 
 @pytest.fixture(scope="module", autouse=True)
-async def acquitted(provider: HostileServer) -> AsyncIterator[None]:
-    yield
-    assert await Case(provider).verdict() == []
+def strict(provider: HostileServer) -> None:
+    provider.tune(rotation="R5", kills_old_access_token=True)
 
 
 @pytest.mark.parametrize(

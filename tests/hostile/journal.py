@@ -139,6 +139,10 @@ class Journal:
         """Say whether the refresh token with this fingerprint was good."""
         return any(mark in self.live_refresh_tokens(grant, at=at) for grant in self.standings)
 
+    def was_called_dead(self, grant: str, *, before: float) -> bool:
+        """Say whether a refresh of the grant was answered, against the truth, that it is over."""
+        return any(entry.outcome == "dead_refresh_token" and entry.at < before for entry in self.refreshes(grant))
+
     def most_at_once(self) -> int:
         """Return how many token requests were being answered at the busiest moment."""
         ends = [entry for entry in self.token_requests() if entry.finished_at is not None]

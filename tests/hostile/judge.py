@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 from .journal import Entry, Journal
+
+_GIVEN_UP_ON_PURPOSE = frozenset({"operator_forced", "account_mismatch"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +26,28 @@ class ClientAnswer:
     reason: str = ""
 
 
-def judge(journal: Journal, allowed_replays: Iterable[str] = (), *, answers: Sequence[ClientAnswer] = ()) -> list[str]:
+def judge(
+    journal: Journal,
+    allowed_replays: Iterable[str] = (),
+    *,
+    answers: Sequence[ClientAnswer] = (),
+    killed_in_receipt_window: Container[str] = (),
+) -> list[str]:
     """Return what violates an invariant, as sentences; an empty list is an acquittal.
 
     *allowed_replays* are fingerprints of refresh tokens whose replay an intent names, each good for one replay.
+    *killed_in_receipt_window* are grants whose holder was killed with an answer in memory only: what the network
+    delivered then, nobody can have kept.
     """
     allowed = Counter(allowed_replays)
     findings: list[str] = []
     for grant, requests in _token_requests_by_grant(journal).items():
-        findings += _out_of_order(grant, requests, allowed)
+        if grant not in killed_in_receipt_window:
+            findings += _out_of_order(grant, requests, allowed)
     findings += _handed_out_after_disconnect(answers)
-    findings += _given_up_though_live(journal, answers)
+    findings += _given_up_though_live(
+        journal, [answer for answer in answers if answer.grant not in killed_in_receipt_window]
+    )
     return findings
 
 
@@ -93,12 +106,17 @@ def _handed_out_after_disconnect(answers: Sequence[ClientAnswer]) -> Iterator[st
 
 
 def _given_up_though_live(journal: Journal, answers: Sequence[ClientAnswer]) -> Iterator[str]:
-    """I9. An operator may give up a live grant; nobody else may."""
+    """I9. An operator may give up a live grant, and a token of another account is no grant; nobody else may."""
     for answer in answers:
-        if answer.status != "needs_reauthorization" or answer.reason == "operator_forced":
+        if answer.status != "needs_reauthorization" or answer.reason in _GIVEN_UP_ON_PURPOSE:
             continue
-        good = journal.live_refresh_tokens(answer.grant, at=answer.asked_at)
-        if good & journal.delivered_refresh_tokens(answer.grant, at=answer.asked_at):
+        if journal.was_called_dead(answer.grant, before=answer.answered_at):
+            continue
+        received = journal.delivered_refresh_tokens(answer.grant, at=answer.asked_at)
+        good = (
+            journal.live_refresh_tokens(answer.grant, at=moment) for moment in (answer.asked_at, answer.answered_at)
+        )
+        if received.intersection(*good):  # all the time from question to answer
             yield f"I9: {answer.grant}: needs_reauthorization, though a delivered refresh token is good"
 
 

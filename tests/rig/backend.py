@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,6 +13,7 @@ import httpx
 
 from tests.hostile import HostileServer
 from tests.hostile.browser import Browser, Hop
+from tests.rig.clients import Asked, ClientLog
 from tests.rig.server import RETURN_TO, Penstock
 
 SLUG = "acme"
@@ -19,10 +21,16 @@ CLIENT_ID, CLIENT_SECRET = "acme-client", "acme-secret-0123456789"
 
 
 class Backend:
-    """Speaks to one Penstock with one key, and to one hostile provider configured there as `acme`."""
+    """Speaks to one Penstock with one key, and to one hostile provider configured there as `acme`.
 
-    def __init__(self, penstock: Penstock, provider: HostileServer | None = None) -> None:
+    What it is told is kept in `told`; servers on one database share *told*, for the judge looks at all of them.
+    """
+
+    def __init__(
+        self, penstock: Penstock, provider: HostileServer | None = None, *, told: ClientLog | None = None
+    ) -> None:
         self.penstock, self.provider = penstock, provider
+        self.told = told or (ClientLog(provider) if provider is not None else None)
         self.http = httpx.AsyncClient(
             base_url=penstock.url, headers={"Authorization": f"Bearer {penstock.api_key}"}, timeout=60
         )
@@ -68,8 +76,11 @@ class Backend:
 
     async def connect(self, user: str = "ada", slug: str = SLUG, **fields: Any) -> Hop:
         """Walk the confirmation page and the provider to the end; return the last hop."""
-        started = await self.authorize(user, slug, **fields)
-        return await Browser().walk(started["url"], submit_forms=True)
+        started, browser = await self.authorize(user, slug, **fields), Browser()
+        hop = await browser.walk(started["url"], submit_forms=True)
+        if self.told is not None:
+            self.told.connected(_asked(user, slug, fields), browser.hops)
+        return hop
 
     async def connect_bound(
         self, user: str = "ada", slug: str = SLUG, *, browser: Browser | None = None, **fields: Any
@@ -94,7 +105,11 @@ class Backend:
     # --- using --------------------------------------------------------------------------------------------------
 
     async def token(self, user: str = "ada", slug: str = SLUG, **fields: Any) -> httpx.Response:
-        return await self.call("POST", f"/data-integrations/{slug}/token", {"user_id": user, **fields})
+        asked_at = time.time()
+        answer = await self.call("POST", f"/data-integrations/{slug}/token", {"user_id": user, **fields})
+        if self.told is not None:
+            self.told.token(_asked(user, slug, fields), answer, asked_at=asked_at, answered_at=time.time())
+        return answer
 
     async def access_token(self, user: str = "ada", slug: str = SLUG, **fields: Any) -> dict[str, Any]:
         """Return the inner object of an active answer."""
@@ -104,7 +119,15 @@ class Backend:
         return dict(answer.json()["access_token"])
 
     async def disconnect(self, user: str = "ada", slug: str = SLUG, **query: Any) -> httpx.Response:
-        return await self.call("DELETE", f"/user_management/users/{user}/connected_accounts/{slug}", params=query)
+        asked_at = time.time()
+        answer = await self.call("DELETE", f"/user_management/users/{user}/connected_accounts/{slug}", params=query)
+        if self.told is not None and answer.is_success:
+            self.told.disconnected(_asked(user, slug, query), asked_at=asked_at, answered_at=time.time())
+        return answer
+
+
+def _asked(user: str, slug: str, fields: dict[str, Any]) -> Asked:
+    return Asked(user=user, slug=slug, organization=str(fields.get("organization_id") or ""))
 
 
 def challenge(verifier: str) -> str:

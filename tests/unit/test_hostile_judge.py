@@ -83,6 +83,48 @@ async def test_giving_up_a_live_grant_breaks_i9(server: HostileServer, client: P
     assert judge(journal, answers=[early]) != []
 
 
+async def test_a_grant_that_ends_under_the_question_was_not_given_up(
+    server: HostileServer, client: PlainClient
+) -> None:
+    """Good when somebody asked and over when they were answered: the answer was true."""
+    grant = await client.connect()
+    await server.settled()
+    asked_at = time.time()
+    server.revoke_grant(grant)
+    answer = ClientAnswer(grant=grant, status="needs_reauthorization", asked_at=asked_at, answered_at=time.time())
+    assert judge(server.journal, answers=[answer]) == []
+
+
+async def test_a_provider_that_calls_a_good_grant_dead_is_to_blame_for_it(
+    server: HostileServer, client: PlainClient
+) -> None:
+    """I9 is about what the provider says; before it lied, giving up was the client's own doing."""
+    grant = await client.connect()
+    await server.settled()
+    early = told(grant, "needs_reauthorization")
+    server.once(refuse="dead_refresh_token")
+    await client.refresh()
+    journal = await server.settled()
+    assert judge(journal, answers=[told(grant, "needs_reauthorization")]) == []
+    assert [finding[:2] for finding in judge(journal, answers=[early])] == ["I9"]
+    assert judge(journal, answers=[told(grant, "needs_reauthorization", reason="account_mismatch")]) == []
+
+
+async def test_a_kill_in_the_receipt_window_is_excused_for_its_grant_alone(
+    server: HostileServer, client: PlainClient
+) -> None:
+    """The network delivered what no disk has: that client could neither present it nor know that the grant lives."""
+    grant = await client.connect()
+    first = client.tokens["refresh_token"]
+    await client.refresh()
+    await server.settled()
+    await client.refresh(first)
+    journal, answers = await server.settled(), [told(grant, "needs_reauthorization", reason="lost_response")]
+    assert [finding[:2] for finding in judge(journal, answers=answers)] == ["I4", "I9"]
+    assert judge(journal, answers=answers, killed_in_receipt_window={grant}) == []
+    assert len(judge(journal, answers=answers, killed_in_receipt_window={"grant-of-another"})) == 2
+
+
 def test_a_token_after_the_disconnect_breaks_i3(server: HostileServer) -> None:
     """Judged by the start of the request."""
     answers = [told("g", "active", at=10.0), told("g", "disconnected", at=11.0), told("g", "active", at=12.0)]
