@@ -9,6 +9,8 @@ from broker.telemetry import ALARMS
 
 Alarm = Literal[
     "answer_held_in_memory",
+    "answer_spooled",
+    "answer_set_aside",
     "spool_unusable",
     "refresh_in_doubt",
     "provider_refuses_our_credentials",

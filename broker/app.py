@@ -6,7 +6,7 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -46,7 +46,7 @@ from broker.connections.settle import Settlement
 from broker.connections.supervisor import RefreshSupervisor
 from broker.connections.upstream import UpstreamRevocation
 from broker.connections.vaulted import Vault
-from broker.errors import ConfigurationError
+from broker.errors import ConfigurationError, StoreUnavailable
 from broker.failpoint import arm
 from broker.oauth.catalog import Catalog, load_catalog
 from broker.outbound import Outbound
@@ -54,6 +54,7 @@ from broker.settings import Settings
 from broker.store.coordination import WakeUps
 from broker.store.handout import HandOuts
 from broker.store.postgres import Database
+from broker.store.spool import Spool
 from broker.telemetry import LIMITS
 from broker.vault.keyring import FileKeyring, open_keyring
 from broker.web.pages import Pages
@@ -98,7 +99,8 @@ async def open_services(
         services = _compose(settings, database, keyring, catalog, hand_outs, wake_ups, outbound, deployment_id)
         if settings.bootstrap_api_key is not None:
             await services.api_keys.ensure(DEFAULT_ENVIRONMENT, settings.bootstrap_api_key)
-        stack.push_async_callback(services.supervisor.drain)
+        stack.push_async_callback(services.receipts.close)
+        stack.push_async_callback(services.supervisor.drain, services.receipts)
         yield services
 
 
@@ -129,7 +131,7 @@ def _compose(
     settlement = Settlement(database, wake_ups, limits, jitter=_jitter)
     ruling = Ruling(vault, providers, settlement, random=_jitter)
     holder = f"{socket.gethostname()}/{os.getpid()}/{ids.random_token('', size=6)}"
-    receipts, bulkheads = Receipts(database, vault), Bulkheads(limits)
+    receipts, bulkheads = Receipts(database, vault, Spool(settings.spool)), Bulkheads(limits)
     engine = RefreshEngine(
         database,
         vault,
@@ -157,6 +159,7 @@ def _compose(
         providers=providers,
         access=TokenAccess(hand_outs, database, vault, providers, supervisor, limits),
         supervisor=supervisor,
+        receipts=receipts,
         authorize=Authorize(database, vault, providers, allowed_return_to=settings.allowed_return_to),
         complete=Complete(database, vault, providers, connecting, attempts),
         attempts=attempts,
@@ -232,7 +235,10 @@ def create(
     @asynccontextmanager
     async def running(app: Litestar) -> AsyncIterator[None]:
         async with open_services(settings, dsn=dsn, durable=durable) as services:
-            app.state.services = services
+            services.receipts.spool.open()
+            with suppress(StoreUnavailable):  # gone again since it was opened: the worker comes back to it
+                await services.receipts.take_up_spooled()
+            app.state.services, app.state.health = services, health.Health(services)
             chores = Worker(services)
             if worker:
                 chores.start()

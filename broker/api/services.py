@@ -15,6 +15,7 @@ from broker.connections.directory import Directory
 from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
 from broker.connections.providers import Providers
+from broker.connections.receipts import Receipts
 from broker.connections.reconcile import Reconciler
 from broker.connections.revoke import Revoke
 from broker.connections.rewrap import Rewrap
@@ -39,6 +40,7 @@ class Services:
     providers: Providers
     access: TokenAccess
     supervisor: RefreshSupervisor
+    receipts: Receipts
     authorize: Authorize
     complete: Complete
     attempts: Attempts

@@ -16,6 +16,7 @@ from broker.cli.output import cell, console, show_json
 from broker.errors import BrokerError
 from broker.oauth.catalog import load_catalog
 from broker.settings import Settings, examine
+from broker.store.spool import Spool
 from broker.vault.keyring import FileKeyring, KeyVersion
 
 _STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
@@ -57,6 +58,7 @@ def _examined() -> Iterator[Finding]:
     yield _catalog(configured)
     versions: list[KeyVersion] = []
     yield _keyring(configured, versions)
+    yield _spool(configured)
     yield from _database(configured, versions)
 
 
@@ -78,6 +80,18 @@ def _keyring(configured: Settings, versions: list[KeyVersion]) -> Finding:
         return failed("keyring", exc)
     states = ", ".join(f"{version.ref} is {version.state}" for version in versions)
     return Finding("keyring", "ok", f"readable; {states}")
+
+
+def _spool(configured: Settings) -> Finding:
+    spool = Spool(configured.spool)
+    try:
+        spool.open()
+    except BrokerError as exc:
+        return failed("spool", exc)
+    if aside := spool.count_aside():
+        remedy = "They belong to attempts that the database does not know: see answer_set_aside in deploy/runbook.md."
+        return Finding("spool", "note", f"{aside} providers' answers were set aside in {configured.spool}", remedy)
+    return Finding("spool", "ok", f"answers can be kept in {configured.spool}")
 
 
 def _database(configured: Settings, versions: list[KeyVersion]) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from broker.log import configure, log
 from broker.oauth.catalog import load_catalog
 from broker.settings import Settings, load
 from broker.store import migrate as migrations
+from broker.store.spool import Spool
 from broker.vault.keyring import open_keyring
 
 
@@ -53,6 +55,7 @@ def prepare(configured: Settings, dsn: str, *, migrate: bool) -> None:
     """See that a server can start: one that fails later does so in a log instead of a sentence."""
     open_keyring(configured.keyring, production=configured.production)
     load_catalog(configured.providers_dir)
+    Spool(configured.spool).open()
     if migrate:
         run(migrations.migrate(dsn, report=lambda line: log.info("migrating", reason=line)))
     elif missing := run(migrations.pending(dsn)):
@@ -78,6 +81,7 @@ def application(*, worker: bool = True) -> Front:
     configured = load()
     configure(configured.log)
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor hears Ctrl-C, and ends us once, however often it does
     if configured.production:
         harden()
     return create(configured, dsn=None if configured.database_url else _joined(configured.home), worker=worker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -62,6 +63,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.ready = asyncio.Event()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests under way finish, unless forced; refreshes under way finish even then."""
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave the application as it is, a provider's answer in its memory
+            await self.lifespan.shutdown()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
@@ -77,9 +84,14 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(application: Any, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve for as long as the context lasts, then let requests under way finish; raise `StartFailed`."""
+    """Serve for as long as the context lasts, then let requests under way finish; raise `StartFailed`.
+
+    Asked again to stop, it leaves requests behind, but neither a refresh nor an answer that memory alone has.
+    """
     server = _Server(_config(application))
     task = asyncio.create_task(server.serve(sockets=[listener]))
+    if asker := asyncio.current_task():  # a second Ctrl-C would end the loop as it is
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asker.cancel)
     try:
         await server.ready.wait()
         if not server.started:
@@ -87,7 +99,12 @@ async def serving(application: Any, listener: socket.socket) -> AsyncIterator[No
         yield
     finally:
         server.should_exit = True
-        await task  # asked a second time to stop, we cancel it
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                server.force_exit = True
+        task.result()
 
 
 def serve_in_processes(factory: str, listener: socket.socket, workers: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from datetime import datetime
+from time import monotonic
 from uuid import UUID
 
 import msgspec
@@ -32,6 +33,7 @@ from broker.oauth.model import Rotation
 from broker.store.postgres import Database, Session
 
 PER_RUN = 50
+HOLDERS_FIRST = 10.0  # seconds after an outage in which those who hold answers bring them, before any is given up
 
 
 class _Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,15 +84,26 @@ class Reconciler:
     ) -> None:
         self._database, self._providers, self._engine = database, providers, engine
         self._receipts, self._ruling, self._settlement, self._revoke = receipts, ruling, settlement, revoke
+        self._away_until = 0.0  # of the database, by this process's clock
 
     async def run(self) -> None:
         """Take up stored answers, mark silent attempts in doubt, and adopt or end the token sets that came late."""
+        try:
+            await self._receipts.take_up_spooled()
+            await self._run()
+        except StoreUnavailable:
+            self._away_until = monotonic() + HOLDERS_FIRST
+            raise
+
+    async def _run(self) -> None:
         for _ in range(PER_RUN):
             found = await self._database.one(_Found, "claim_unparsed_receipt")
             if found is None:
                 break
             await self._unless_broken(found.connection_id, self._take_up(found))
         for _ in range(PER_RUN):
+            if monotonic() < self._away_until:
+                break
             found = await self._database.one(_Found, "claim_silent_intent")
             if found is None:
                 break

@@ -126,6 +126,8 @@ class RefreshEngine:
         environment_id = connection.environment_id
         if await self._database.value("dead_refresh_token", environment_id=environment_id, rt_fp=prepared.rt_fp):
             return await self._settlement.uphold(connection)
+        if not await self._receipts.spool.has_room():  # the answer might find the database away
+            return UNAVAILABLE
         failpoint("lease.before")
         attempt = await self._lease(prepared)
         if attempt is None:
@@ -210,25 +212,27 @@ class RefreshEngine:
             )
         except SendFailed as failure:
             circuit.failed()
-            return await self._unanswered(attempt, prepared, failure)
+            return await self._unanswered(attempt, prepared, failure, _by_database(attempt, leased_at))
         except BrokerError as refused:  # the egress guard: nothing was sent
             return await self._settlement.release(
                 attempt, target.connection, "not_sent", delay=timedelta(seconds=30), error=refused.code
             )
         circuit.answered(response.status)
-        received_at = attempt.sent_at + timedelta(seconds=monotonic() - leased_at)  # by the database's clock
+        received_at = _by_database(attempt, leased_at)
         failpoint("http.after_body")
-        await self._receipts.keep(attempt, target.connection, response, prepared.receipt_key)
+        await self._receipts.keep(attempt, target.connection, response, prepared.receipt_key, received_at)
         failpoint("receipt.after")
         return await self._ruling.on_answer(attempt, target, response, received_at, prepared.version_key)
 
-    async def _unanswered(self, attempt: Attempt, prepared: Prepared, failure: SendFailed) -> RefreshResult:
+    async def _unanswered(
+        self, attempt: Attempt, prepared: Prepared, failure: SendFailed, received_at: datetime
+    ) -> RefreshResult:
         connection = prepared.target.connection
         if failure.state is SendState.NOT_SENT:
             delay = timedelta(seconds=0.3 + 0.7 * self._random())
             return await self._settlement.release(attempt, connection, "not_sent", delay=delay, error=failure.reason)
         if failure.partial is not None:
-            await self._receipts.keep(attempt, connection, failure.partial, prepared.receipt_key)
+            await self._receipts.keep(attempt, connection, failure.partial, prepared.receipt_key, received_at)
         return await self._ruling.on_silence(attempt, connection, prepared.target.descriptor.rotation, failure.reason)
 
     # --- somebody else has it ---------------------------------------------------------------------------------------
@@ -251,3 +255,8 @@ class RefreshEngine:
                 return RefreshResult("unavailable", delay=seen.retry_in, tries=2 if seen.retry_in <= SOON else 1)
             await self._wake_ups.wait(str(connection.id), 0.05 + 0.2 * self._random())
         return UNAVAILABLE
+
+
+def _by_database(attempt: Attempt, leased_at: float) -> datetime:
+    """Return the time by the database's clock; *leased_at* is when this process had the lease, by its own."""
+    return attempt.sent_at + timedelta(seconds=monotonic() - leased_at)

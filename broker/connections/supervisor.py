@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from broker.errors import StoreUnavailable
 from broker.log import error_type, log, where
 
 DRAIN_FOR = 150.0  # seconds; a call may take 120
+_LOOK_EVERY = 0.5  # seconds, at what a drain waits for
 LONGEST_WAIT = 60  # seconds; official clients wait no longer, whatever they are told
 
 
@@ -48,6 +50,14 @@ class Demand(Protocol):
     def want(self, key: ConnectionKey) -> None: ...
     def forget(self, key: ConnectionKey) -> None: ...
     def close(self) -> None: ...
+
+
+class Answers(Protocol):
+    """Whoever keeps providers' answers until the database has them."""
+
+    @property
+    def in_memory(self) -> bool: ...
+    def is_spooled(self, key: ConnectionKey) -> bool: ...
 
 
 class RefreshSupervisor:
@@ -85,17 +95,23 @@ class RefreshSupervisor:
             pass
         return UNAVAILABLE
 
-    async def drain(self, seconds: float = DRAIN_FOR) -> None:
-        """Take no new refresh and let the running ones finish, answers that the store refuses included.
+    async def drain(self, answers: Answers, seconds: float = DRAIN_FOR) -> None:
+        """Take no new refresh and let those that run finish, for *seconds* or while memory alone has an answer.
 
-        After *seconds* the rest is left to whoever ends the process; what it held of answers goes with it, and is told.
+        One whose answer is in the spool only waits for the database: whoever takes it up next goes on with it.
         """
         self._closing = True
         self._demand.close()
-        if self._tasks:
-            _, left = await asyncio.wait(self._tasks.values(), timeout=seconds)
-            if left:
-                log.critical("refreshes_left_behind", count=len(left))
+        until = monotonic() + seconds
+        while running := [task for key, task in self._tasks.items() if not answers.is_spooled(key)]:
+            left = until - monotonic()
+            if left <= 0 and not answers.in_memory:
+                log.critical("refreshes_left_behind", count=len(running))
+                break
+            # An answer may get into the spool at any time, and its task stays.
+            await asyncio.wait(running, timeout=_LOOK_EVERY if left <= 0 else min(left, _LOOK_EVERY))
+        for task in self._tasks.values():
+            task.cancel()
 
     def _join(self, key: ConnectionKey, newer_than: int | None) -> asyncio.Task[RefreshResult]:
         task = self._tasks.get(key)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from broker.connections.bulkhead import Bulkheads
-from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
-from broker.limits import Limits
-from tests.acceptance.refresh_rig import eventually
+from broker.connections.supervisor import ConnectionKey
 from tests.acceptance.refresh_world import World, refresh_world
 from tests.conftest import FreshDatabase
 
@@ -71,25 +67,3 @@ async def test_refresh_that_cannot_be_prepared_names_the_integration(world: Worl
     assert state is not None
     assert tuple(state) == ("invalid", "invalid_data_integration_state")
     assert (await world.store.row("ada"))["state"] == "connected"
-
-
-async def test_drain_ends_even_if_a_refresh_does_not() -> None:
-    """It starts nothing more, waits its time, and leaves the rest to whoever ends the process."""
-    begun: list[ConnectionKey] = []
-    never = asyncio.Event()
-
-    async def refresh(key: ConnectionKey, _newer_than: int | None) -> RefreshResult:
-        begun.append(key)
-        await never.wait()
-        return RefreshResult("renewed", version=2)
-
-    supervisor = RefreshSupervisor(refresh, Bulkheads(Limits()))
-    supervisor.begin(KEY)
-    await eventually(lambda: asyncio.sleep(0, begun))
-    async with asyncio.timeout(5):
-        await supervisor.drain(seconds=0.05)
-    supervisor.begin(ConnectionKey("default", UUID(int=2)))
-    await asyncio.sleep(0)
-    assert (await supervisor.wait(KEY, 1)).kind == "unavailable"
-    assert begun == [KEY]
-    never.set()

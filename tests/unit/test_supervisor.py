@@ -34,6 +34,16 @@ class Engine:
         return self.result
 
 
+class Answers:
+    """Are where the test says."""
+
+    def __init__(self, *spooled: ConnectionKey, in_memory: bool = False) -> None:
+        self.spooled, self.in_memory = spooled, in_memory
+
+    def is_spooled(self, key: ConnectionKey) -> bool:
+        return key in self.spooled
+
+
 def a_key() -> ConnectionKey:
     return ConnectionKey("default", uuid4())
 
@@ -117,7 +127,7 @@ async def test_draining_finishes_what_runs_and_begins_nothing():
     supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
     supervisor.begin(key)
     await asyncio.sleep(0)
-    draining = asyncio.create_task(supervisor.drain())
+    draining = asyncio.create_task(supervisor.drain(Answers()))
     await asyncio.sleep(0)
 
     supervisor.begin(a_key())
@@ -126,6 +136,45 @@ async def test_draining_finishes_what_runs_and_begins_nothing():
     engine.go.set()
     await draining
     assert engine.finished == 1
+
+
+async def test_drain_ends_even_if_a_refresh_does_not():
+    """It waits its time, and leaves the rest to whoever ends the process."""
+    engine, key = Engine(), a_key()
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
+    supervisor.begin(key)
+    await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        await supervisor.drain(Answers(), seconds=0.05)
+
+    assert (await supervisor.wait(key, 1)).kind == "unavailable"
+    assert (engine.started, engine.finished) == (1, 0)
+
+
+async def test_drain_waits_beyond_its_time_for_an_answer_that_only_memory_has():
+    """However long that takes: the provider will not give it a second time."""
+    engine, answers = Engine(), Answers(in_memory=True)
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
+    supervisor.begin(a_key())
+    draining = asyncio.create_task(supervisor.drain(answers, seconds=0.01))
+    await asyncio.sleep(0.7)
+
+    assert not draining.done()
+    answers.in_memory = False
+    await asyncio.wait_for(draining, 5)
+
+
+async def test_drain_does_not_wait_for_a_refresh_whose_answer_is_in_the_spool():
+    """It only waits for the database, and so can whoever starts next."""
+    engine, key = Engine(), a_key()
+    supervisor = RefreshSupervisor(engine.refresh, Bulkheads(Limits()))
+    supervisor.begin(key)
+    await asyncio.sleep(0)
+
+    await asyncio.wait_for(supervisor.drain(Answers(key), seconds=60), 5)
+
+    assert engine.finished == 0
 
 
 @pytest.mark.parametrize(("delay", "told"), [(0.0, 1), (0.2, 1), (1.01, 2), (59.5, 60), (900.0, 60)])

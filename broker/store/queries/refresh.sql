@@ -56,10 +56,18 @@ WHERE c.environment_id = :environment_id AND c.id = :connection_id;
 SELECT true FROM dead_rt WHERE environment_id = :environment_id AND rt_fp = :rt_fp;
 
 -- name: insert_receipt
--- The provider's answer, sealed, before anybody parses it.
-INSERT INTO receipt (environment_id, intent_id, complete, http_status, received_at, ct, kek_ref)
-VALUES (:environment_id, :intent_id, :complete, :http_status, now(), :ct, :kek_ref)
-ON CONFLICT DO NOTHING;
+-- The provider's answer, sealed, before anybody parses it; from the spool it may come twice, or when all is settled and nobody needs to take
+-- it up. No row: this database knows nothing of the attempt.
+WITH attempt AS (
+    SELECT environment_id, id, outcome FROM refresh_intent WHERE environment_id = :environment_id AND id = :intent_id
+), stored AS (
+    INSERT INTO receipt (environment_id, intent_id, complete, http_status, received_at, ct, kek_ref, parsed_at)
+    SELECT environment_id, id, :complete, :http_status, :received_at, :ct, :kek_ref,
+           CASE WHEN outcome <> 'pending' AND NOT (outcome = 'in_doubt' AND :complete) THEN now() END
+    FROM attempt
+    ON CONFLICT DO NOTHING
+)
+SELECT outcome FROM attempt;
 
 -- name: commit_refresh
 -- Transaction 2: compare and swap on fence, version and epoch. No row: somebody was faster, and the answer becomes an orphan.
