@@ -221,7 +221,7 @@ async def test_another_environments_operator_sees_and_ends_nothing(acme: Acme):
 
 
 async def test_force_beats_a_refresh_under_way(acme: Acme):
-    """The refresh that is answered after the force changes nothing: no token is handed out (T-60)."""
+    """T-60: the refresh that is answered after the force changes nothing: no token is handed out."""
     await acme.backend.connect("jon")
     await acme.expire("jon")
     acme.provider.once(latency=0.5)
@@ -235,7 +235,7 @@ async def test_force_beats_a_refresh_under_way(acme: Acme):
 
 
 async def test_disconnect_beats_a_refresh_under_way_and_its_tokens_are_revoked(acme: Acme):
-    """The late answer never becomes a connection's; the provider is told of it as well (T-59)."""
+    """T-59: the late answer never becomes a connection's; the provider is told of it as well."""
     await acme.backend.connect("kim")
     await acme.expire("kim")
     acme.provider.once(latency=0.5)
@@ -254,7 +254,7 @@ async def test_disconnect_beats_a_refresh_under_way_and_its_tokens_are_revoked(a
 
 
 async def test_new_consent_beats_an_older_refresh_under_way(acme: Acme):
-    """Forced and connected anew while a refresh hangs: its late answer does not replace the new grant (T-60)."""
+    """T-60: forced and connected anew while a refresh hangs: its late answer does not replace the new grant."""
     await acme.backend.connect("lea")
     await acme.expire("lea")
     acme.provider.once(latency=0.7)
@@ -273,7 +273,7 @@ async def test_new_consent_beats_an_older_refresh_under_way(acme: Acme):
 
 
 async def test_grant_ended_at_the_provider_is_noticed_once(acme: Acme):
-    """The person withdraws it in the provider's own settings: many callers, one change of state, one event (T-61)."""
+    """T-61: the person withdraws it in the provider's settings: many callers, one change of state, one event."""
     await acme.backend.connect("mia")
     grant = acme.provider.grant_of((await acme.backend.access_token("mia"))["access_token"])
     assert grant is not None

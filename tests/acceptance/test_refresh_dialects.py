@@ -87,7 +87,7 @@ def catalog() -> Mapping[str, MadeUp]:
 async def test_dead_grant_is_recognized_in_every_dialect(
     backend: Backend, provider: HostileServer, store: Store, slug: str
 ):
-    """Inside a 200, under another name, with another status: the grant is over, and nothing is read as a success."""
+    """T-50: inside a 200, under another name, with another status: the grant is over; nothing is read as a success."""
     user = f"dead-{slug}"
     grant = await connected(backend, user, slug)
     await store.expire(user)
@@ -129,7 +129,7 @@ async def test_busy_provider_is_asked_once_more(backend: Backend, provider: Host
 
 
 async def test_provider_that_stays_busy_ends_nothing(backend: Backend, provider: HostileServer, store: Store):
-    """Twice busy is 503 for the caller, not a third request and no verdict."""
+    """T-49: twice busy is 503 for the caller, not a third request and no verdict."""
     grant = await connected(backend, "busier", "salesforce-like")
     await store.expire("busier")
     provider.tune(scope=grant, refuse="busy")

@@ -40,7 +40,7 @@ def strict(provider: HostileServer) -> None:
 async def test_right_refresh_token_is_kept(
     backend: Backend, provider: HostileServer, store: Store, answered: str, presented: list[int]
 ):
-    """A new refresh token replaces the old one; none, the same, null or empty keeps it (RFC 6749 §6)."""
+    """T-33: a new refresh token replaces the old one; none, the same, null or empty keeps it (RFC 6749 §6)."""
     user = f"user-{answered}"
     grant = await connected(backend, user)
     provider.tune(scope=grant, refresh_token=answered)
@@ -56,7 +56,7 @@ async def test_right_refresh_token_is_kept(
 async def test_half_of_the_refreshes_may_bring_no_new_refresh_token(
     backend: Backend, provider: HostileServer, store: Store
 ):
-    """A provider that rotates only now and then is presented the newest token it has issued."""
+    """T-33: a provider that rotates only now and then is presented the newest token it has issued."""
     grant = await connected(backend, "moody")
     for answered in ("rotate", "omitted", "rotate", "empty"):
         provider.once(scope=grant, refresh_token=answered)

@@ -68,7 +68,7 @@ async def test_disconnect_ends_the_grant_at_the_provider(acme: Acme):
     [("400", "failed", "http_400"), ("503", "pending", "http_503"), ("redirect", "failed", "http_307")],
 )
 async def test_each_answer_to_a_revocation_is_read(acme: Acme, answer: str, status: str, error: str):
-    """A refusal ends the job, an outage postpones it, and a redirect is not followed; each can be read."""
+    """T-58: a refusal ends the job, an outage postpones it, and a redirect is not followed; each can be read."""
     user = f"answer-{answer}"
     grant = await disconnected(acme, user)
     acme.provider.tune(revocation=answer)
@@ -83,7 +83,7 @@ async def test_each_answer_to_a_revocation_is_read(acme: Acme, answer: str, stat
 
 
 async def test_local_end_does_not_wait_for_a_provider_that_is_down(acme: Acme):
-    """With the provider down a disconnect is complete here; once it is back, the retry ends the grant there."""
+    """T-58: with the provider down a disconnect is complete here; once it is back, the retry ends the grant there."""
     acme.provider.tune(lose="request", affects=("revoke",))
     grant = await disconnected(acme, "bea")
     assert (await acme.backend.token("bea")).json()["error"] == "not_installed"
@@ -101,7 +101,7 @@ async def test_local_end_does_not_wait_for_a_provider_that_is_down(acme: Acme):
 
 @pytest.mark.slow
 async def test_provider_that_never_answers_is_given_up_on_and_tried_again(acme: Acme):
-    """A revocation that hangs costs ten seconds of one worker, and counts as an attempt."""
+    """T-58: a revocation that hangs costs ten seconds of one worker, and counts as an attempt."""
     await disconnected(acme, "cyd")
     acme.provider.tune(revocation="timeout")
 
@@ -138,7 +138,7 @@ async def _dies_in_the_middle(acme: Acme) -> None:
 
 
 async def test_revocation_is_given_up_after_a_day_and_its_tokens_erased(acme: Acme):
-    """What could not be revoked within 24 hours fails for good, and nothing sealed is kept for it."""
+    """T-58: what could not be revoked within 24 hours fails for good, and nothing sealed is kept for it."""
     await disconnected(acme, "eve")
     acme.provider.tune(revocation="503")
     await acme.database.execute(
