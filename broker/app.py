@@ -16,7 +16,7 @@ from litestar.config.app import AppConfig
 from litestar.config.cors import CORSConfig
 
 from broker import ids
-from broker.api import accounts, admin, connect, health, integrations, openapi, pipes
+from broker.api import accounts, admin, connect, health, integrations, openapi, pipes, restore
 from broker.api.hot import Front
 from broker.api.problems import answer_problem
 from broker.api.requests import LARGEST_BODY
@@ -37,10 +37,12 @@ from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
 from broker.connections.providers import Providers
 from broker.connections.receipts import Receipts
+from broker.connections.notices import Notices
 from broker.connections.reconcile import Reconciler
 from broker.connections.refresh import RefreshEngine
 from broker.connections.revoke import Revoke
 from broker.connections.rewrap import Rewrap
+from broker.connections.restore import Restores
 from broker.connections.ruling import Ruling
 from broker.connections.settle import Settlement
 from broker.connections.supervisor import RefreshSupervisor
@@ -53,8 +55,10 @@ from broker.outbound import Outbound
 from broker.settings import Settings
 from broker.store.coordination import WakeUps
 from broker.store.handout import HandOuts
+from broker.store.clock import DatabaseClock
 from broker.store.postgres import Database
 from broker.store.spool import Spool
+from broker.store.identity import Identity
 from broker.telemetry import LIMITS
 from broker.vault.keyring import FileKeyring, open_keyring
 from broker.web.pages import Pages
@@ -83,7 +87,8 @@ async def open_services(
     keyring = open_keyring(settings.keyring, production=settings.production)
     catalog = load_catalog(settings.providers_dir)
     async with AsyncExitStack() as stack:
-        database = Database(where, size=pool, durable=durable)
+        identity = Identity(settings.home, trust_failover=settings.failover == "trust")
+        database = Database(where, size=pool, durable=durable, on_connect=identity.look)
         await database.open()
         stack.push_async_callback(database.close)
         hand_outs = HandOuts(database)
@@ -96,7 +101,11 @@ async def open_services(
         stack.push_async_callback(outbound.aclose)
         deployment_id = await database.value("ensure_deployment")
         await database.execute("ensure_environment", id=DEFAULT_ENVIRONMENT)
-        services = _compose(settings, database, keyring, catalog, hand_outs, wake_ups, outbound, deployment_id)
+        async with database.session() as session:  # the first connection may have been older than the deployment
+            await identity.look(session)
+        services = _compose(
+            settings, database, identity, keyring, catalog, hand_outs, wake_ups, outbound, deployment_id
+        )
         if settings.bootstrap_api_key is not None:
             await services.api_keys.ensure(DEFAULT_ENVIRONMENT, settings.bootstrap_api_key)
         stack.push_async_callback(services.receipts.close)
@@ -109,13 +118,14 @@ def _compose(
     database: Database,
     keyring: FileKeyring,
     catalog: Catalog,
+    identity: Identity,
     hand_outs: HandOuts,
     wake_ups: WakeUps,
     outbound: Outbound,
     deployment_id: UUID,
 ) -> Services:
     development = not settings.production
-    vault = Vault(keyring, deployment_id)
+    vault, clock = Vault(keyring, deployment_id), DatabaseClock(database)
     providers = Providers(
         database,
         catalog,
@@ -147,7 +157,7 @@ def _compose(
     )
     supervisor = RefreshSupervisor(engine.refresh, bulkheads)
     attempts = Attempts(database, vault, providers)
-    connecting = Connecting(database, vault, providers, CodeExchange(vault, providers, jitter=_jitter), attempts)
+    connecting = Connecting(database, vault, providers, CodeExchange(vault, providers, clock, jitter=_jitter), attempts)
     revoke = Revoke(database, vault, providers)
     upstream = UpstreamRevocation(database, vault, providers, random=_jitter)
     return Services(
@@ -157,13 +167,15 @@ def _compose(
         api_keys=ApiKeys(database, keyring),
         idempotency=Idempotency(database),
         providers=providers,
+        identity=identity,
+        clock=clock,
         access=TokenAccess(hand_outs, database, vault, providers, supervisor, limits),
         supervisor=supervisor,
         receipts=receipts,
         authorize=Authorize(database, vault, providers, allowed_return_to=settings.allowed_return_to),
         complete=Complete(database, vault, providers, connecting, attempts),
         attempts=attempts,
-        accounts=Accounts(database, vault, providers, revoke, Imports(providers, jitter=_jitter)),
+        accounts=Accounts(database, vault, providers, revoke, Imports(providers, clock, jitter=_jitter)),
         directory=Directory(database),
         integrations=Integrations(database, vault, providers, revoke, development=development),
         revoke=revoke,
@@ -177,6 +189,8 @@ def _compose(
 
 
 def litestar(
+        notices=Notices(database),
+        restores=Restores(database, vault, providers, random=_jitter),
     handlers: Sequence[Any] = (), lifespan: Sequence[Any] = (), *, allowed_origins: Sequence[str] = ()
 ) -> Litestar:
     """Make the framework's application with every resource; *handlers* are further ones, such as development's.
@@ -195,6 +209,7 @@ def litestar(
     return Litestar.from_config(
         AppConfig(
             route_handlers=[*everything, openapi.serving(everything)],
+        *restore.HANDLERS,
             lifespan=list(lifespan),
             exception_handlers={Exception: answer_problem},
             request_max_body_size=LARGEST_BODY,

@@ -20,12 +20,17 @@ RECEIPT_WINDOW = Histogram(
 HELD_ANSWERS = Gauge("penstock_held_answers", "Provider answers that are not in the database yet.", ["where"])
 ALARMS = Counter("penstock_alarms_total", "Alarms raised; deploy/runbook.md says what to do.", ["alarm"])
 LIMITS = Gauge("penstock_refresh_limit", "The limits the refresh engine keeps to, as configured.", ["name"])
+SEALED = Gauge("penstock_engine_sealed", "1 while no refresh is sent before an operator confirms the database.")
 CIRCUITS = Gauge("penstock_open_circuits", "Providers that are not asked at the moment, for they keep failing.")
 QUEUED = Gauge("penstock_queued_refreshes", "Refreshes that wait for a free place at their provider.")
 # Of the whole deployment, read from the database when asked for: every process gives the same.
 WAITING = Gauge("penstock_waiting", "Work in the database that a worker has yet to do.", ["queue"])
 OLDEST_REVOCATION = Gauge(
     "penstock_oldest_revocation_seconds", "Age of the oldest revocation that a provider has yet to be told of."
+)
+
+GRANTS_ENDING = Gauge(
+    "penstock_grants_ending", "Grants that end for good within so many days unless people consent anew.", ["days"]
 )
 
 
@@ -43,3 +48,16 @@ class Backlog(msgspec.Struct, frozen=True, kw_only=True):
         WAITING.labels(queue="operations").set(self.operations)
         WAITING.labels(queue="answers").set(self.answers)
         OLDEST_REVOCATION.set(self.oldest_revocation)
+
+
+class GrantsEnding(msgspec.Struct, frozen=True, kw_only=True):
+    """How many grants end within a day, a week and a month, each counted in the longer ones too."""
+
+    day: int
+    week: int
+    month: int
+
+    def show(self) -> None:
+        """Set the gauges."""
+        for days, count in ((1, self.day), (7, self.week), (30, self.month)):
+            GRANTS_ENDING.labels(days=str(days)).set(count)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from broker.api.services import Services
@@ -15,6 +16,7 @@ from broker.errors import StoreUnavailable
 from broker.log import error_type, log, where
 
 REVOCATIONS_AT_ONCE = 4
+LAST_WORD = 2.0  # seconds for a last look at the database
 
 
 class Worker:
@@ -32,6 +34,8 @@ class Worker:
             ("reconcile", self._services.reconciler.run, self._services.settings.limits.reconcile_every),
             ("keep_alive", self._services.keep_alive.run, 60.0),
             ("expire_requests", self._services.attempts.expire, 10.0),
+            ("notices", self._services.notices.run, 3600.0),
+            ("identity", self.watch, 10.0),
             ("last_use", self.last_use, 60.0),
             ("sweep", self.sweep, 60.0),
         )
@@ -42,6 +46,10 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+        if self._tasks:
+            with suppress(Exception):  # a database that is gone has been looked at seconds ago
+                async with asyncio.timeout(LAST_WORD):
+                    await self.watch()
     async def _repeat(self, name: str, chore: Callable[[], Awaitable[Any]], pause: float) -> None:
         while True:
             try:
@@ -53,6 +61,10 @@ class Worker:
             await asyncio.sleep(pause)
 
     async def revocations(self) -> None:
+    async def watch(self) -> None:
+        """See that the database is still the one that was confirmed, and leave word of how far it has come."""
+        await self._services.identity.watch(self._services.database)
+
         """Work the queue off until nothing is due, several at once: a provider that keeps silent takes up one."""
 
         async def lane() -> None:

@@ -30,6 +30,7 @@ def connection_view(seen: Seen, use: Services) -> dict[str, Any]:
             "expires_at": _time(connection.at_exp),
             "refreshable": connection.refreshable,
             "last_refreshed_at": _time(connection.last_refreshed_at),
+            "grant_ends_at": _time(connection.rt_abs_exp),
         }
     return {
         "object": "admin_connection",
@@ -47,6 +48,7 @@ def connection_view(seen: Seen, use: Services) -> dict[str, Any]:
         "cause": connection.state_cause,
         "state_since": timestamp(connection.state_since),
         "in_doubt": connection.in_doubt,
+        "restored": connection.restored,
         "last_refresh_error": connection.last_refresh_error,
         "scopes": connection.scopes,
         "missing_scopes": list(missing),

@@ -13,7 +13,7 @@ from broker.api.requests import ApiRequest
 from broker.api.services import Services
 from broker.audit.records import writable
 from broker.errors import BrokerError
-from broker.telemetry import Backlog
+from broker.telemetry import Backlog, GrantsEnding
 
 PATIENCE = 3.0  # seconds, with what hangs: a frozen database fails a statement only after 30
 
@@ -49,9 +49,10 @@ class Health:
 
     def __init__(self, use: Services) -> None:
         self._use = use
-        self._database = Glance(self._look_at_database, {"database": False, "audit_writable": False})
+        self._database = Glance(self._look_at_database, {"database": False, "audit_writable": False, "clock": False})
         self._spool = Glance(use.receipts.spool.has_room, False)
         self.backlog = Glance(self._look_at_backlog, None)
+        self.grants_ending = Glance(self._look_at_grants, None)
 
     async def checks(self) -> dict[str, bool]:
         """Return everything that must be true for traffic to come here, each with its name."""
@@ -65,10 +66,17 @@ class Health:
 
     async def _look_at_database(self) -> dict[str, bool]:
         there = bool(await self._use.database.value("ready"))
-        return {"database": there, "audit_writable": there and await writable(self._use.database)}
+        return {
+            "database": there,
+            "audit_writable": there and await writable(self._use.database),
+            "clock": there and await self._use.clock.agrees(),
+        }
 
     async def _look_at_backlog(self) -> Backlog | None:
         return await self._use.database.one(Backlog, "backlog")
+
+    async def _look_at_grants(self) -> GrantsEnding | None:
+        return await self._use.database.one(GrantsEnding, "grants_ending")
 
     def _keyring(self) -> bool:
         try:
@@ -88,7 +96,7 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: ApiRequest) -> Response[dict[str, Any]]:
     """Say whether this process can do its job.
 
-    The database is there, the audit writable, the keyring readable, the spool usable, and no
+    The database is there and its clock near ours, the audit writable, the keyring readable, the spool usable, and no
     provider's answer waits for the database.
     """
     checks = await _health(request).checks()
@@ -99,9 +107,10 @@ async def readyz(request: ApiRequest) -> Response[dict[str, Any]]:
 @get("/metrics", include_in_schema=False)
 async def metrics(request: ApiRequest) -> Response[bytes]:
     """Give the metrics of this process, and the backlog of the deployment, in Prometheus' text format."""
-    backlog = await _health(request).backlog()
-    if backlog is not None:  # else the process has its own to tell even so
-        backlog.show()
+    health = _health(request)
+    for found in await asyncio.gather(health.backlog(), health.grants_ending()):
+        if found is not None:  # else the process has its own to tell even so
+            found.show()
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

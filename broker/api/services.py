@@ -16,15 +16,19 @@ from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
 from broker.connections.providers import Providers
 from broker.connections.receipts import Receipts
+from broker.connections.notices import Notices
 from broker.connections.reconcile import Reconciler
 from broker.connections.revoke import Revoke
 from broker.connections.rewrap import Rewrap
+from broker.connections.restore import Restores
 from broker.connections.supervisor import RefreshSupervisor
 from broker.connections.upstream import UpstreamRevocation
 from broker.settings import Settings
 from broker.store.handout import HandOuts
 from broker.store.postgres import Database
+from broker.store.clock import DatabaseClock
 from broker.vault.keyring import FileKeyring
+from broker.store.identity import Identity
 from broker.web.pages import Pages
 
 
@@ -36,6 +40,8 @@ class Services:
     database: Database
     keyring: FileKeyring
     api_keys: ApiKeys
+    identity: Identity
+    clock: DatabaseClock
     idempotency: Idempotency
     providers: Providers
     access: TokenAccess
@@ -54,3 +60,5 @@ class Services:
     keep_alive: KeepAlive
     hand_outs: HandOuts
     pages: Pages
+    notices: Notices
+    restores: Restores

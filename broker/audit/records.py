@@ -37,6 +37,10 @@ Action = Literal[
     "key_changed",
     "operation_started",
     "secret_unreadable",
+    "grant_ends_soon",
+    "engine_sealed",
+    "restore_confirmed",
+    "restore_released",
 ]
 TIMELINE = (
     "connected",
@@ -52,6 +56,9 @@ TIMELINE = (
 Outcome = Literal["ok", "failed", "denied"]
 
 
+    "grant_ends_soon",
+    "restore_confirmed",
+    "restore_released",
 class Actor(Protocol):
     """Who acted; a `Caller` is one. Stated here so that audit and callers need not know each other."""
 

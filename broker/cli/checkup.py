@@ -68,6 +68,7 @@ async def of_store(configured: Settings, dsn: str, versions: Sequence[KeyVersion
         # It has been served before, so opening the use-cases adds nothing; a new bootstrap key would be added.
         unchanging = msgspec.structs.replace(configured, bootstrap_api_key=None)
         async with open_services(unchanging, dsn=dsn, pool=1) as use:
+            found.append(await _restored(use))
             found += [_integration(use, integration) for integration in integrations]
     return found
 
@@ -112,6 +113,19 @@ async def _secrets(database: Database, versions: Sequence[KeyVersion]) -> list[F
             remedy = "Restore the keyring that sealed this database; without it these connections must be made anew."
             found.append(Finding("secrets", "failed", detail, remedy))
     return found
+
+
+async def _restored(use: Services) -> Finding:
+    """Look at the seal that a restore or a failover leaves, and at what is held after one."""
+    status = await use.restores.status(None)
+    epoch = f"restore epoch {status.restore_epoch}"
+    if status.sealed_since is not None:
+        remedy = "Nothing is refreshed until `penstock restore confirm`; deploy/runbook.md says what to look at before."
+        return Finding("restore", "failed", f"sealed since {status.sealed_since:%F %T %Z}. {status.explained}", remedy)
+    if status.held:
+        remedy = "`penstock restore release` probes their access tokens, and lets their refresh tokens be sent once."
+        return Finding("restore", "note", f"{status.held} connections hold tokens of a backup; {epoch}", remedy)
+    return Finding("restore", "ok", f"not sealed, nothing held; {epoch}")
 
 
 def _integration(use: Services, integration: Integration) -> Finding:

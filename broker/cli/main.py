@@ -18,6 +18,7 @@ from broker.cli.keys import keys
 from broker.cli.output import printable
 from broker.cli.providers import providers
 from broker.cli.serve import migrate, serve
+from broker.cli.restore import restore
 from broker.errors import BrokerError, ConfigurationError, KeyUnavailable, StoreUnavailable
 from broker.log import configure, error_type, where
 from providers.emulator.command import emulate
@@ -40,7 +41,22 @@ def penstock() -> None:
     """
 
 
-for command in (serve, dev, demo, migrate, doctor, keys, api_keys, providers, emulate, connections, users, audit):
+for command in (
+    serve,
+    dev,
+    demo,
+    migrate,
+    doctor,
+    keys,
+    api_keys,
+    providers,
+    emulate,
+    connections,
+    users,
+    brakes,
+    restore,
+    audit,
+):
     penstock.add_command(command)
 
 

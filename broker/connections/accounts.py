@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -149,7 +147,7 @@ class Accounts:
         if found.state_reason == "operator_forced" and (given.brings_tokens or given.state == "connected"):
             raise InvalidState("An operator demanded fresh consent; the person has to authorize again.")
         if not given.brings_tokens:
-            check_combination(given)
+            check_combination(given, now=await self._database.value("database_time"))
             return await self._relabel(caller, found, given)
         integration = await self._providers.by_id(self._database, found)
         held = await self._held(found)
@@ -211,7 +209,8 @@ class Accounts:
 
     async def _relabelled(self, session: Session, caller: Caller, found: Connection, given: Imported) -> Connection:
         state: State = given.state or found.state
-        ended = found.at_exp is not None and found.at_exp <= datetime.now(UTC) and not found.refreshable
+        now = await session.value("database_time")
+        ended = found.at_exp is not None and found.at_exp <= now and not found.refreshable
         if state == "connected" and found.state != "connected" and ended:
             raise InvalidTokenCombination("The stored token has ended and cannot be renewed; bring new tokens.")
         reason = found.state_reason if state == found.state else None

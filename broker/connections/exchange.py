@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -19,6 +19,7 @@ from broker.oauth.model import ProviderAccount, TokenOutcome, TokenSet
 from broker.oauth.token import code_request, outcome_of
 from broker.outbound import SendFailed
 from broker.secret import Secret
+from broker.store.clock import DatabaseClock
 
 # Somebody waits for the answer, in a browser or in an SDK that gives up after 60 s; a look-up may follow.
 EXCHANGE_DEADLINE = timedelta(seconds=40)
@@ -51,7 +52,7 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
 
     response: HttpResponse
     tokens: TokenSet
-    sent_at: datetime
+    sent_at: datetime  # by the database's clock, as everything that lifetimes are counted from
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,8 +68,10 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
 class CodeExchange:
     """Speak to the provider; what comes back is stored by `Connecting`."""
 
-    def __init__(self, vault: Vault, providers: Providers, *, jitter: Callable[[], float]) -> None:
-        self._vault, self._providers, self._jitter = vault, providers, jitter
+    def __init__(
+        self, vault: Vault, providers: Providers, clock: DatabaseClock, *, jitter: Callable[[], float]
+    ) -> None:
+        self._vault, self._providers, self._clock, self._jitter = vault, providers, clock, jitter
 
     async def redeem(self, grant: Grant) -> Answered:
         """Send the code to the token endpoint, once; raise `ConnectFailed` when no tokens came of it."""
@@ -83,7 +86,7 @@ class CodeExchange:
             callback=grant.callback,
             plain={"state": grant.callback["state"], "uuid": str(request.id)},
         )
-        sent_at = datetime.now(UTC)
+        sent = await self._clock.read()
         try:
             response = await self._providers.send(
                 provider.descriptor, provider.endpoints, message, deadline=EXCHANGE_DEADLINE
@@ -99,11 +102,11 @@ class CodeExchange:
             response,
             requested_scopes=tuple(request.scopes),
             kind="code",
-            now=datetime.now(UTC),
+            now=sent.now(),
         )
         if outcome.tokens is None:
             raise _without_tokens(outcome)
-        return Answered(response=response, tokens=outcome.tokens, sent_at=sent_at)
+        return Answered(response=response, tokens=outcome.tokens, sent_at=sent.at)
 
     async def complete(self, grant: Grant, answered: Answered) -> Received:
         """Ask what the answer leaves open: lifetime, account, metadata. Raise `ConnectFailed`."""

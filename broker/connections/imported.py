@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -22,6 +22,7 @@ from broker.oauth.lifetime import LONGEST_LIFETIME
 from broker.oauth.model import TokenOutcome, TokenSet
 from broker.oauth.token import outcome_of, refresh_request
 from broker.secret import Secret
+from broker.store.clock import DatabaseClock, Moment
 
 IMPORT_DEADLINE = timedelta(seconds=30)
 FORCED_BY_CALLER = "caller_forced"  # beside `operator_forced`, which only an operator or fresh consent may undo
@@ -73,8 +74,8 @@ class Obtained(msgspec.Struct, frozen=True, kw_only=True):
 class Imports:
     """Work out what imported tokens are worth, asking the provider where only it knows."""
 
-    def __init__(self, providers: Providers, *, jitter: Callable[[], float]) -> None:
-        self._providers, self._jitter = providers, jitter
+    def __init__(self, providers: Providers, clock: DatabaseClock, *, jitter: Callable[[], float]) -> None:
+        self._providers, self._clock, self._jitter = providers, clock, jitter
 
     async def obtained(
         self, integration: Integration, given: Imported, config: dict[str, str], *, held: Tokens | None
@@ -83,8 +84,9 @@ class Imports:
 
         Raise `InvalidTokenCombination`, `InvalidRefreshToken` or, when the provider cannot say, `ProviderUnavailable`.
         """
-        check_combination(given, held=held)
-        now = datetime.now(UTC)
+        moment = await self._clock.read()
+        now = moment.at
+        check_combination(given, held=held, now=now)
         if given.access_token is not None:
             tokens = Tokens(
                 access_token=given.access_token,
@@ -96,7 +98,7 @@ class Imports:
                 tokens=tokens, state=given.state or "connected", scopes=given.scopes, ends=ends, received_at=now
             )
         if given.refresh_token is not None:
-            return await self._refreshed(integration, given, given.refresh_token, config, held, now)
+            return await self._refreshed(integration, given, given.refresh_token, config, held, moment)
         if given.state == "connected":
             raise InvalidTokenCombination("There are no tokens to be connected with.")
         return Obtained(
@@ -119,10 +121,10 @@ class Imports:
         refresh_token: Secret,
         config: dict[str, str],
         held: Tokens | None,
-        sent_at: datetime,
+        sent: Moment,
     ) -> Obtained:
         """Refresh at once: the only way to learn what a refresh token alone is worth."""
-        answer = await self._answer(integration, refresh_token, config)
+        answer = await self._answer(integration, refresh_token, config, sent)
         tokens = Tokens(
             access_token=answer.access_token,
             refresh_token=answer.refresh_token or refresh_token,
@@ -138,11 +140,13 @@ class Imports:
             tokens=tokens,
             state=given.state or "connected",
             scopes=scopes,
-            ends=lifetimes(rotation, lasting, sent_at=sent_at, jitter=self._jitter()),
-            received_at=sent_at,
+            ends=lifetimes(rotation, lasting, sent_at=sent.at, jitter=self._jitter()),
+            received_at=sent.at,
         )
 
-    async def _answer(self, integration: Integration, refresh_token: Secret, config: dict[str, str]) -> TokenSet:
+    async def _answer(
+        self, integration: Integration, refresh_token: Secret, config: dict[str, str], sent: Moment
+    ) -> TokenSet:
         descriptor = self._providers.descriptor(integration)
         endpoints = self._providers.endpoints(descriptor, integration, config)
         request = refresh_request(
@@ -155,7 +159,7 @@ class Imports:
         )
         response = await self._providers.send(descriptor, endpoints, request, deadline=IMPORT_DEADLINE)
         outcome: TokenOutcome = outcome_of(
-            descriptor, response, requested_scopes=(), kind="refresh", now=datetime.now(UTC)
+            descriptor, response, requested_scopes=(), kind="refresh", now=sent.now()
         )
         if outcome.tokens is not None:
             return outcome.tokens
@@ -166,11 +170,11 @@ class Imports:
         raise ProviderUnavailable("The provider could not say whether the refresh token is good; nothing was stored.")
 
 
-def check_combination(given: Imported, *, held: Tokens | None = None) -> None:
+def check_combination(given: Imported, *, now: datetime, held: Tokens | None = None) -> None:
     """Raise for an end of life that belongs to no token, that nothing renews, or that is no end at all."""
     if given.expires_at is None:
         return
-    if given.expires_at - datetime.now(UTC) > LONGEST_LIFETIME:
+    if given.expires_at - now > LONGEST_LIFETIME:
         raise InvalidRequest("expires_at is over twenty years ahead; leave it out for a token that does not expire.")
     if given.access_token is None:
         raise InvalidTokenCombination("expires_at belongs to an access_token; send both.")

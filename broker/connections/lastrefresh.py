@@ -60,19 +60,19 @@ class LastRefresh:
             config={**integration.config, **connection.config},
             metadata=held.metadata,
         )
-        key, sent = self._vault.prepared(), await self._clock.read()
+        key, moment = self._vault.prepared(), await self._clock.read()
         try:
             response = await self._providers.send(descriptor, endpoints, request, deadline=CALL_DEADLINE)
         except SendFailed as failure:
             sent = failure.state is not SendState.NOT_SENT
             return LastTokens(outcome="in_doubt" if sent else "not_sent", error=failure.reason)
         scopes = tuple(connection.scopes)
-        outcome = outcome_of(descriptor, response, requested_scopes=scopes, kind="refresh", now=sent.now())
+        outcome = outcome_of(descriptor, response, requested_scopes=scopes, kind="refresh", now=moment.now())
         if outcome.tokens is None:
             return LastTokens(outcome=verdict(outcome, descriptor.rotation), error=outcome.error)
         tokens = merged(held, outcome.tokens, dict(outcome.tokens.metadata))
         sealed = self._vault.seal_tokens(connection, connection.version + 1, tokens, key)
-        ends_at = lifetimes(descriptor.rotation, outcome.tokens, sent_at=sent.at, jitter=0.0).at_exp
+        ends_at = lifetimes(descriptor.rotation, outcome.tokens, sent_at=moment.at, jitter=0.0).at_exp
         version = await self._kept(connection, sealed, ends_at, keep_until)
         return LastTokens(outcome="committed", tokens=tokens, version=version)
 

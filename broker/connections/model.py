@@ -56,6 +56,7 @@ class Integration(msgspec.Struct, frozen=True, kw_only=True):
     client_secret_last4: str | None
     revision: int
     custom_provider: dict[str, Any] | None
+    suspect_since: datetime | None  # its provider refuses too many grants at once (brake.py)
     created_at: datetime
     updated_at: datetime
 
@@ -98,6 +99,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     last_refresh_error: str | None
     created_at: datetime
     updated_at: datetime
+    restored: bool  # its refresh token came out of a backup and is sent on an operator's word only
+    rt_abs_exp: datetime | None  # when the grant ends for good; None: the provider states no such end
 
     @property
     def wire_id(self) -> str:

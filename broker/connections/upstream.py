@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from broker.oauth.http import HttpRequest
 from broker.oauth.model import ProviderDescriptor, TokenSet
 from broker.oauth.revocation import needs_live_access_token, revocation_outcome, revocation_requests
 from broker.outbound import SendFailed
+from broker.store.clock import DatabaseClock
 from broker.store.postgres import Database
 
 GIVE_UP_AFTER = REVOKING_FOR  # the tokens are erased then
@@ -41,10 +42,11 @@ class RevocationJob(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     last_error: str | None
     created_at: datetime
+    claimed_at: datetime
 
     @property
     def expired(self) -> bool:
-        return datetime.now(UTC) - self.created_at > GIVE_UP_AFTER
+        return self.claimed_at - self.created_at > GIVE_UP_AFTER
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -66,7 +68,7 @@ class UpstreamRevocation:
 
     def __init__(self, database: Database, vault: Vault, providers: Providers, *, random: Callable[[], float]) -> None:
         self._database, self._vault, self._providers = database, vault, providers
-        self._last_refresh = LastRefresh(database, vault, providers)
+        self._last_refresh = LastRefresh(database, vault, providers, DatabaseClock(database))
         self._random = random
 
     async def run_one(self) -> bool:
@@ -133,7 +135,8 @@ class UpstreamRevocation:
     ) -> LastTokens:
         """Return the tokens of *version*, renewed where the provider wants a live access token and this one is over."""
         tokens = self._vault.open_tokens(connection, version)
-        if not needs_live_access_token(descriptor) or not _has_lapsed(connection, version, tokens):
+        lapsed = _has_lapsed(connection, version, tokens, now=job.claimed_at)
+        if not needs_live_access_token(descriptor) or not lapsed:
             return LastTokens(outcome="as_stored", tokens=tokens)
         keep_until = job.created_at + GIVE_UP_AFTER
         return await self._last_refresh.renewed(descriptor, integration, connection, tokens, keep_until=keep_until)
@@ -204,11 +207,11 @@ def _of_all(verdicts: Sequence[Verdict]) -> Verdict:
     return verdicts[0]
 
 
-def _has_lapsed(connection: Connection, version: SecretVersion, tokens: Tokens) -> bool:
+def _has_lapsed(connection: Connection, version: SecretVersion, tokens: Tokens, *, now: datetime) -> bool:
     """Say whether an access token is over and can be renewed; only of the current version is its end known."""
     if version.version_no != connection.version or tokens.refresh_token is None:
         return False
-    return connection.at_exp is not None and connection.at_exp <= datetime.now(UTC)
+    return connection.at_exp is not None and connection.at_exp <= now
 
 
 def _unrenewed(job: RevocationJob, last: LastTokens) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,8 +129,16 @@ class store_errors:  # noqa: N801  a context manager, read as a verb's object: "
 class Database:
     """The pool; each method takes a connection for one statement, `transaction()` for several."""
 
-    def __init__(self, dsn: str, *, size: int = 8, durable: bool = True) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        size: int = 8,
+        durable: bool = True,
+        on_connect: Callable[[Session], Awaitable[None]] | None = None,
+    ) -> None:
         self._dsn, self._size, self._durable = dsn, size, durable
+        self._on_connect = on_connect  # looks at what each new connection leads to
         self._pool: Any = None
 
     async def open(self) -> None:
@@ -140,7 +148,7 @@ class Database:
                 self._dsn,
                 min_size=1,
                 max_size=self._size,
-                init=prepare_connection,
+                init=self._prepare,
                 reset=_leave_as_it_is,
                 command_timeout=30,
                 timeout=5,
@@ -153,8 +161,17 @@ class Database:
             connection = await asyncpg.connect(
                 self._dsn, timeout=5, command_timeout=30, server_settings=self._server_settings()
             )
-            await prepare_connection(connection)
+            try:
+                await self._prepare(connection)
+            except BaseException:
+                connection.terminate()
+                raise
             return connection
+
+    async def _prepare(self, connection: Any) -> None:
+        await prepare_connection(connection)
+        if self._on_connect is not None:
+            await self._on_connect(Session(connection))
 
     def _server_settings(self) -> dict[str, str]:
         # A hand-out or a refresh intent that a power cut could undo would break promises 1 and 6: insist on "on",

@@ -34,7 +34,7 @@ async def test_ready_server_says_so_without_a_key(acme: Acme):
     assert (alive.status_code, ready.status_code) == (200, 200)
     assert ready.json() == {
         "status": "ready",
-        "checks": dict.fromkeys(("database", "audit_writable", "keyring", "spool", "answers_stored"), True),
+        "checks": dict.fromkeys(("database", "audit_writable", "clock", "keyring", "spool", "answers_stored"), True),
     }
 
 

@@ -40,6 +40,8 @@ ACROSS = {
         "claim_silent_intent",
         "orphans_to_settle",
         "idle_connections",
+        "notice_ends",
+        "grants_ending",
         "claim_withheld",
         "expire_requests",
         "expired_holds",
@@ -57,6 +59,13 @@ ACROSS = {
         *(f"{verb}_{table}" for verb in ("stale", "rewrap") for table in TABLES),
     },
     "an operator at the machine looks at the whole deployment": {"api_keys", "every_integration"},
+    "a database is restored or taken over with every environment in it": {
+        "recognize",
+        "recovery_points",
+        "seal_engine",
+        "count_renewable",
+        "hold_connections",
+    },
 }
 
 

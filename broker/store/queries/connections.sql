@@ -3,7 +3,7 @@
 c.environment_id, c.id, c.integration_id, i.slug, c.user_id, c.organization_id, c.established_by_user_id, c.connection_role,
        c.auth_method, c.state, c.state_reason, c.state_cause, c.state_since, c.in_doubt, c.version, c.fence, c.epoch, c.refreshable,
        c.at_exp, c.scopes, c.account_id, c.account_name, c.account_tenant_id, c.instance_url, c.config, c.account_display_name,
-       c.account_identifier, c.last_refreshed_at, c.last_refresh_error, c.created_at, c.updated_at
+       c.account_identifier, c.last_refreshed_at, c.last_refresh_error, c.created_at, c.updated_at, c.restored, c.rt_abs_exp
 
 -- name: connection
 -- One connection by id.

@@ -1,7 +1,7 @@
 -- name: take_lease
 -- Transaction 1: the lease, the fence and the durable intent in one statement, or none of them. The database's clock decides, and this is
 -- the one gate: nothing is sent for a connection that is leased, waits, or holds a token of a backup, with credentials of before an edit,
--- nor while the engine is sealed.
+-- nor while the engine is sealed, nor in a database that nobody confirmed: a session may have outlived a failover.
 -- An attempt of which nothing is settled, by a holder that died or was fenced off, may have spent the token: it is ruled on first.
 -- Where our credentials were refused, one refresh in a while tries them again; where grants are refused by the dozen, one in ten goes on.
 WITH leased AS (
@@ -13,7 +13,8 @@ WITH leased AS (
        AND (i.environment_id, i.id) = (c.environment_id, c.integration_id) AND i.revision = :revision
        AND (i.state <> 'invalid' OR (i.probe_at <= now() AND NOT c.in_doubt))
        AND (i.suspect_since IS NULL OR random() < 0.1)
-       AND NOT EXISTS (SELECT FROM deployment WHERE sealed_since IS NOT NULL)
+       AND EXISTS (SELECT FROM deployment
+                    WHERE sealed_since IS NULL AND (system_identifier, timeline_id) = ({this_system}, {this_timeline}))
        AND NOT EXISTS (SELECT FROM refresh_intent r
                         WHERE r.environment_id = :environment_id AND r.connection_id = :connection_id AND r.from_version = :seen
                           AND r.outcome = 'pending')
@@ -120,12 +121,14 @@ WHERE environment_id = :environment_id AND connection_id = :connection_id AND fr
   AND outcome IN ('pending', 'in_doubt');
 
 -- name: unaccounted_sending
--- Whether another sending of this version's refresh token than the one at hand is still unaccounted for.
+-- Whether another sending of this version's refresh token than the one at hand is still unaccounted for; one of before a restore left no
+-- row but the doubt.
 SELECT true
-FROM refresh_intent
-WHERE environment_id = :environment_id AND connection_id = :connection_id AND from_version = :version AND id <> :intent_id
-  AND outcome IN ('pending', 'in_doubt')
-LIMIT 1;
+WHERE EXISTS (SELECT FROM refresh_intent
+               WHERE environment_id = :environment_id AND connection_id = :connection_id AND from_version = :version
+                 AND id <> :intent_id AND outcome IN ('pending', 'in_doubt'))
+   OR EXISTS (SELECT FROM connection
+               WHERE environment_id = :environment_id AND id = :connection_id AND version = :version AND in_doubt);
 
 -- name: condemn_connection
 -- The provider no longer honours the grant, or answers for another account: callers learn it at once, with its cause.

@@ -98,16 +98,19 @@ VALUES (:environment_id, :id, :integration_id, :connection_id, :ct, :kek_ref, :c
 
 -- name: claim_revocation
 -- The job that was tried least and has been due longest, so that one silent provider holds nobody else up. The lease is its next attempt: a
--- crash only delays it. A bulk operation ends everything here before the first provider hears of it.
+-- crash only delays it. A bulk operation ends everything here before the first provider hears of it, and an operator confirms a
+-- restored database before any does.
 UPDATE revocation_job j
    SET attempts = attempts + 1, last_attempt_at = now(), next_attempt_at = now() + interval '5 minutes'
  WHERE (j.environment_id, j.id) = (
        SELECT d.environment_id, d.id FROM revocation_job d
         WHERE d.status = 'pending' AND d.next_attempt_at <= now()
+          AND NOT EXISTS (SELECT FROM deployment WHERE sealed_since IS NOT NULL)
           AND NOT EXISTS (SELECT FROM operation o
                            WHERE (o.environment_id, o.id) = (d.environment_id, d.operation_id) AND o.status = 'running')
         ORDER BY d.attempts, d.next_attempt_at LIMIT 1 FOR UPDATE OF d SKIP LOCKED)
-RETURNING j.environment_id, j.id, j.integration_id, j.connection_id, j.ct, j.config, j.attempts, j.last_error, j.created_at;
+RETURNING j.environment_id, j.id, j.integration_id, j.connection_id, j.ct, j.config, j.attempts, j.last_error, j.created_at,
+          j.last_attempt_at AS claimed_at;
 
 -- name: settle_revocation
 -- What an attempt came to; next_attempt_at is null once it is over, and then nothing secret stays in the job.
