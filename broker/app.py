@@ -35,14 +35,14 @@ from broker.connections.exchange import CodeExchange
 from broker.connections.imported import Imports
 from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
+from broker.connections.notices import Notices
 from broker.connections.providers import Providers
 from broker.connections.receipts import Receipts
-from broker.connections.notices import Notices
 from broker.connections.reconcile import Reconciler
 from broker.connections.refresh import RefreshEngine
+from broker.connections.restore import Restores
 from broker.connections.revoke import Revoke
 from broker.connections.rewrap import Rewrap
-from broker.connections.restore import Restores
 from broker.connections.ruling import Ruling
 from broker.connections.settle import Settlement
 from broker.connections.supervisor import RefreshSupervisor
@@ -53,12 +53,12 @@ from broker.failpoint import arm
 from broker.oauth.catalog import Catalog, load_catalog
 from broker.outbound import Outbound
 from broker.settings import Settings
+from broker.store.clock import DatabaseClock
 from broker.store.coordination import WakeUps
 from broker.store.handout import HandOuts
-from broker.store.clock import DatabaseClock
+from broker.store.identity import Identity
 from broker.store.postgres import Database
 from broker.store.spool import Spool
-from broker.store.identity import Identity
 from broker.telemetry import LIMITS
 from broker.vault.keyring import FileKeyring, open_keyring
 from broker.web.pages import Pages
@@ -116,9 +116,9 @@ async def open_services(
 def _compose(
     settings: Settings,
     database: Database,
+    identity: Identity,
     keyring: FileKeyring,
     catalog: Catalog,
-    identity: Identity,
     hand_outs: HandOuts,
     wake_ups: WakeUps,
     outbound: Outbound,
@@ -163,12 +163,12 @@ def _compose(
     return Services(
         settings=settings,
         database=database,
+        identity=identity,
+        clock=clock,
         keyring=keyring,
         api_keys=ApiKeys(database, keyring),
         idempotency=Idempotency(database),
         providers=providers,
-        identity=identity,
-        clock=clock,
         access=TokenAccess(hand_outs, database, vault, providers, supervisor, limits),
         supervisor=supervisor,
         receipts=receipts,
@@ -183,14 +183,14 @@ def _compose(
         rewrap=Rewrap(database, keyring),
         reconciler=Reconciler(database, providers, engine, receipts, ruling, settlement, revoke),
         keep_alive=KeepAlive(database, supervisor),
+        notices=Notices(database),
+        restores=Restores(database, vault, providers, random=_jitter),
         hand_outs=hand_outs,
         pages=Pages(secure=settings.secure_cookies),
     )
 
 
 def litestar(
-        notices=Notices(database),
-        restores=Restores(database, vault, providers, random=_jitter),
     handlers: Sequence[Any] = (), lifespan: Sequence[Any] = (), *, allowed_origins: Sequence[str] = ()
 ) -> Litestar:
     """Make the framework's application with every resource; *handlers* are further ones, such as development's.
@@ -203,13 +203,13 @@ def litestar(
         *accounts.HANDLERS,
         *integrations.HANDLERS,
         *admin.HANDLERS,
+        *restore.HANDLERS,
         *connect.HANDLERS,
         *handlers,
     ]
     return Litestar.from_config(
         AppConfig(
             route_handlers=[*everything, openapi.serving(everything)],
-        *restore.HANDLERS,
             lifespan=list(lifespan),
             exception_handlers={Exception: answer_problem},
             request_max_body_size=LARGEST_BODY,

@@ -33,9 +33,9 @@ class Worker:
             ("rewrap", self.rewrap, 1.0),
             ("reconcile", self._services.reconciler.run, self._services.settings.limits.reconcile_every),
             ("keep_alive", self._services.keep_alive.run, 60.0),
-            ("expire_requests", self._services.attempts.expire, 10.0),
             ("notices", self._services.notices.run, 3600.0),
             ("identity", self.watch, 10.0),
+            ("expire_requests", self._services.attempts.expire, 10.0),
             ("last_use", self.last_use, 60.0),
             ("sweep", self.sweep, 60.0),
         )
@@ -45,11 +45,11 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
         if self._tasks:
             with suppress(Exception):  # a database that is gone has been looked at seconds ago
                 async with asyncio.timeout(LAST_WORD):
                     await self.watch()
+
     async def _repeat(self, name: str, chore: Callable[[], Awaitable[Any]], pause: float) -> None:
         while True:
             try:
@@ -60,11 +60,11 @@ class Worker:
                 log.error("worker_chore_broke", name=name, error_type=error_type(exc), where=where(exc))
             await asyncio.sleep(pause)
 
-    async def revocations(self) -> None:
     async def watch(self) -> None:
         """See that the database is still the one that was confirmed, and leave word of how far it has come."""
         await self._services.identity.watch(self._services.database)
 
+    async def revocations(self) -> None:
         """Work the queue off until nothing is due, several at once: a provider that keeps silent takes up one."""
 
         async def lane() -> None:

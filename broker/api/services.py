@@ -14,21 +14,21 @@ from broker.connections.complete import Complete
 from broker.connections.directory import Directory
 from broker.connections.integrations import Integrations
 from broker.connections.keepalive import KeepAlive
+from broker.connections.notices import Notices
 from broker.connections.providers import Providers
 from broker.connections.receipts import Receipts
-from broker.connections.notices import Notices
 from broker.connections.reconcile import Reconciler
+from broker.connections.restore import Restores
 from broker.connections.revoke import Revoke
 from broker.connections.rewrap import Rewrap
-from broker.connections.restore import Restores
 from broker.connections.supervisor import RefreshSupervisor
 from broker.connections.upstream import UpstreamRevocation
 from broker.settings import Settings
-from broker.store.handout import HandOuts
-from broker.store.postgres import Database
 from broker.store.clock import DatabaseClock
-from broker.vault.keyring import FileKeyring
+from broker.store.handout import HandOuts
 from broker.store.identity import Identity
+from broker.store.postgres import Database
+from broker.vault.keyring import FileKeyring
 from broker.web.pages import Pages
 
 
@@ -38,10 +38,10 @@ class Services:
 
     settings: Settings
     database: Database
-    keyring: FileKeyring
-    api_keys: ApiKeys
     identity: Identity
     clock: DatabaseClock
+    keyring: FileKeyring
+    api_keys: ApiKeys
     idempotency: Idempotency
     providers: Providers
     access: TokenAccess
@@ -58,7 +58,7 @@ class Services:
     rewrap: Rewrap
     reconciler: Reconciler
     keep_alive: KeepAlive
-    hand_outs: HandOuts
-    pages: Pages
     notices: Notices
     restores: Restores
+    hand_outs: HandOuts
+    pages: Pages

@@ -52,13 +52,13 @@ TIMELINE = (
     "state_changed",
     "disconnected",
     "upstream_revocation",
+    "grant_ends_soon",
+    "restore_confirmed",
+    "restore_released",
 )
 Outcome = Literal["ok", "failed", "denied"]
 
 
-    "grant_ends_soon",
-    "restore_confirmed",
-    "restore_released",
 class Actor(Protocol):
     """Who acted; a `Caller` is one. Stated here so that audit and callers need not know each other."""
 

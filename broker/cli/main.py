@@ -17,8 +17,8 @@ from broker.cli.doctor import doctor
 from broker.cli.keys import keys
 from broker.cli.output import printable
 from broker.cli.providers import providers
-from broker.cli.serve import migrate, serve
 from broker.cli.restore import restore
+from broker.cli.serve import migrate, serve
 from broker.errors import BrokerError, ConfigurationError, KeyUnavailable, StoreUnavailable
 from broker.log import configure, error_type, where
 from providers.emulator.command import emulate
@@ -53,7 +53,6 @@ for command in (
     emulate,
     connections,
     users,
-    brakes,
     restore,
     audit,
 ):

@@ -58,7 +58,6 @@ ACROSS = {
         "blobs_by_key_version",
         *(f"{verb}_{table}" for verb in ("stale", "rewrap") for table in TABLES),
     },
-    "an operator at the machine looks at the whole deployment": {"api_keys", "every_integration"},
     "a database is restored or taken over with every environment in it": {
         "recognize",
         "recovery_points",
@@ -66,6 +65,7 @@ ACROSS = {
         "count_renewable",
         "hold_connections",
     },
+    "an operator at the machine looks at the whole deployment": {"api_keys", "every_integration"},
 }
 
 
