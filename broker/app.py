@@ -139,9 +139,10 @@ def _compose(
     for name, value in msgspec.structs.asdict(limits).items():
         LIMITS.labels(name=name).set(value)
     settlement = Settlement(database, wake_ups, limits, jitter=_jitter)
-    ruling = Ruling(vault, providers, settlement, random=_jitter)
+    bulkheads = Bulkheads(limits, random=_jitter)
+    ruling = Ruling(vault, providers, settlement, bulkheads, random=_jitter)
     holder = f"{socket.gethostname()}/{os.getpid()}/{ids.random_token('', size=6)}"
-    receipts, bulkheads = Receipts(database, vault, Spool(settings.spool)), Bulkheads(limits)
+    receipts = Receipts(database, vault, Spool(settings.spool))
     engine = RefreshEngine(
         database,
         vault,

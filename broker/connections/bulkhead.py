@@ -1,128 +1,112 @@
-"""So many refreshes at one provider at once and no more, those first that somebody waits for, and none while it fails.
+"""Who may ask a provider when: so many refreshes at once and no more, those first that somebody waits for.
 
-Each provider and token host has places of its own, so one that hangs takes up its own and nobody else's. While a
-provider keeps failing its circuit is open: nothing is sent. Then one refresh tries it, and each answer admits one more,
-so that an outage ends in a ramp and not in a stampede (reliability.md 3.16).
+Each provider and token host has places of its own, so one that hangs takes up its own and nobody else's. Whoever may
+not go learns it at once, with the time to come back at: while the circuit is open, while the provider wants a pause.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from broker.alarm import alarm
+from broker.connections.circuit import Circuit
 from broker.connections.supervisor import ConnectionKey
 from broker.limits import Limits
-from broker.log import log
-from broker.telemetry import CIRCUITS, QUEUED
+from broker.telemetry import QUEUED
 
-_MOST_REMEMBERED = 1000  # answers, for the share that failed
+CALLERS_IN_A_ROW = 8  # then one place goes to a refresh that nobody waits for, lest those never come about
+HOSTS_AT_ONCE = 4  # times the places of one host, for one provider: outbound connections are limited for all together
+FORGOTTEN_AFTER = 900.0  # seconds without a refresh
 
 
-class CircuitOpen(Exception):
-    """This provider is not asked just now, for it keeps failing, or this process is about to end."""
+class NotNow(Exception):
+    """This provider is not asked just now: it keeps failing, it wants a pause, or this process is about to end."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__()
         self.retry_after = retry_after  # seconds
 
 
-class Circuit:
-    """Whether a provider may be asked. Only its own failures count, never what it says about a grant."""
+class Visit:
+    """A refresh in its place, which tells what became of its call.
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
-        self._limits, self._clock = limits, clock
-        self._seen: deque[tuple[float, bool]] = deque(maxlen=_MOST_REMEMBERED)  # when, and whether it failed
-        self._closed_at: float | None = None  # when it may be tried again; None: it works
-        self.allowed = limits.concurrency
+    What began before the circuit opened says nothing of how the provider is since.
+    """
+
+    def __init__(self, bulkhead: Bulkhead) -> None:
+        self._bulkhead, self._opening = bulkhead, bulkhead.circuit.openings
+
+    @property
+    def counts(self) -> bool:
+        return self._opening == self._bulkhead.circuit.openings
 
     def check(self) -> None:
-        """Raise `CircuitOpen` until the pause is over."""
-        if self._closed_at is not None and (left := self._closed_at - self._clock()) > 0:
-            raise CircuitOpen(left)
+        """Raise `NotNow` where the circuit has opened since this one was let in."""
+        if not self.counts:
+            raise self._bulkhead.not_now()
 
     def answered(self, status: int) -> None:
         """Note a whole answer: a server error is a failure, and anything else shows that the provider works."""
         if status >= 500:
             self.failed()
-            return
-        self._note(failure=False)
-        if self._closed_at is not None:
-            self._closed_at = None
-            CIRCUITS.dec()
-            log.info("provider_circuit_closed")
-        self.allowed = min(self._limits.concurrency, self.allowed + 1)
+        elif self.counts:
+            self._bulkhead.circuit.worked()
+            self._bulkhead.admit()
 
     def failed(self) -> None:
-        """Note that the provider could not be reached, did not answer whole, or said that it cannot."""
-        self._note(failure=True)
-        if self._closed_at is not None:  # it was tried again, in vain
-            self._open()
-            return
-        failures = sum(failure for _, failure in self._seen)
-        # A few failures among many answers are no outage: closing the door would be the greater trouble.
-        if failures >= self._limits.breaker_faults and 2 * failures >= len(self._seen):
-            CIRCUITS.inc()
-            self._open()
-
-    @property
-    def is_open(self) -> bool:
-        return self._closed_at is not None
-
-    def _open(self) -> None:
-        self._closed_at = self._clock() + self._limits.breaker_pause
-        self.allowed = 1
-        self._seen.clear()
-
-    def _note(self, *, failure: bool) -> None:
-        now = self._clock()
-        self._seen.append((now, failure))
-        while self._seen and self._seen[0][0] < now - self._limits.breaker_window:
-            self._seen.popleft()
+        """Note that there was no whole answer; if that opens the circuit, nobody waits for a place any longer."""
+        if self.counts:
+            self._bulkhead.circuit.failed()
+            if self._bulkhead.circuit.is_open:
+                self._bulkhead.turn_away()
 
 
 class Bulkhead:
-    """The places at one provider."""
+    """The places at one provider's host, and the line before them; there is none while the circuit is open."""
 
-    def __init__(self, circuit: Circuit) -> None:
+    def __init__(
+        self, circuit: Circuit, limits: Limits, clock: Callable[[], float], random: Callable[[], float]
+    ) -> None:
         self.circuit = circuit
-        self._running = 0
-        self._wanted: OrderedDict[ConnectionKey, asyncio.Future[None]] = OrderedDict()
-        self._background: OrderedDict[ConnectionKey, asyncio.Future[None]] = OrderedDict()
+        self._limits, self._clock, self._random = limits, clock, random
+        self._inside: set[Visit] = set()
+        self._wanted: OrderedDict[ConnectionKey, asyncio.Future[Visit]] = OrderedDict()
+        self._background: OrderedDict[ConnectionKey, asyncio.Future[Visit]] = OrderedDict()
+        self._callers_in_a_row = 0
+        self.last_used = clock()
 
     @property
     def idle(self) -> bool:
-        return not (self._running or self._wanted or self._background or self.circuit.is_open)
+        return not (self._inside or self._wanted or self._background)
 
-    async def enter(self, key: ConnectionKey, *, wanted: bool) -> None:
-        """Wait for a place; raise `CircuitOpen` as soon as there is no point in waiting."""
-        self.circuit.check()
-        queue = self._wanted if wanted else self._background
-        free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue[key] = free
-        self._admit()
+    async def enter(self, key: ConnectionKey, *, wanted: bool) -> Visit:
+        """Wait for a place; raise `NotNow` as soon as there is no point in waiting."""
+        if self.circuit.is_open and (self.circuit.pause or not self._has_room()):
+            raise self.not_now()
+        if key in self._wanted or key in self._background:
+            raise NotNow(1.0)
+        let_in: asyncio.Future[Visit] = asyncio.get_running_loop().create_future()
+        (self._wanted if wanted else self._background)[key] = let_in
+        self.admit()
         try:
             with QUEUED.track_inprogress():
-                await free
+                return await let_in
         except asyncio.CancelledError:
-            if free.done() and not free.cancelled() and free.exception() is None:
-                self.leave()  # admitted at the very moment of giving up
+            if let_in.done() and not let_in.cancelled() and let_in.exception() is None:
+                self.leave(let_in.result())  # let in at the very moment of giving up
             raise
         finally:
             self._wanted.pop(key, None)
             self._background.pop(key, None)
 
-    def leave(self) -> None:
-        """Give the place back; where the provider has turned out to fail, nobody waits for one any longer."""
-        self._running -= 1
-        try:
-            self.circuit.check()
-        except CircuitOpen as failing:
-            self.refuse(failing.retry_after)
-        self._admit()
+    def leave(self, visit: Visit) -> None:
+        """Give the place back."""
+        self._inside.discard(visit)
+        self.last_used = self._clock()
+        self.admit()
 
     def want(self, key: ConnectionKey) -> None:
         """Let *key* go before all that nobody waits for."""
@@ -130,57 +114,126 @@ class Bulkhead:
         if waiting is not None:
             self._wanted[key] = waiting
 
-    def refuse(self, retry_after: float) -> None:
-        """Send everybody away who has no place yet."""
-        for queue in (self._wanted, self._background):
-            for free in queue.values():
-                if not free.done():
-                    free.set_exception(CircuitOpen(retry_after))
-            queue.clear()
+    def turn_away(self, retry_after: float | None = None) -> None:
+        """Send everybody away who has no place yet; None: until the provider is tried again."""
+        for line in (self._wanted, self._background):
+            for let_in in line.values():
+                if not let_in.done():
+                    let_in.set_exception(self.not_now() if retry_after is None else NotNow(retry_after))
+            line.clear()
 
-    def _admit(self) -> None:
-        while self._running < self.circuit.allowed and (queue := self._wanted or self._background):
-            _, free = queue.popitem(last=False)
-            if not free.done():
-                self._running += 1
-                free.set_result(None)
+    def admit(self) -> None:
+        """Let in whoever there is room for."""
+        while (self._wanted or self._background) and self._has_room():
+            _, let_in = self._next_line().popitem(last=False)
+            if not let_in.done():
+                visit = Visit(self)
+                self._inside.add(visit)
+                let_in.set_result(visit)
+
+    def _next_line(self) -> OrderedDict[ConnectionKey, asyncio.Future[Visit]]:
+        if self._wanted and (not self._background or self._callers_in_a_row < CALLERS_IN_A_ROW):
+            self._callers_in_a_row += 1
+            return self._wanted
+        self._callers_in_a_row = 0
+        return self._background
+
+    def _has_room(self) -> bool:
+        # Calls that hang since before the circuit opened keep their places, but keep nobody from trying.
+        counting = sum(visit.counts for visit in self._inside)
+        return len(self._inside) < self._limits.concurrency and counting < self.circuit.allowed
+
+    def not_now(self) -> NotNow:
+        """Say when to come back: each at another time within a pause, so that they do not all come at once."""
+        return NotNow(self.circuit.pause + self._random() * self._limits.breaker_pause)
 
 
 class Bulkheads:
-    """The bulkhead of each provider and token host, and which connections somebody waits for."""
+    """The bulkhead of each provider and token host, what somebody waits for, and who was told to slow down."""
 
-    def __init__(self, limits: Limits, *, clock: Callable[[], float] = monotonic) -> None:
-        self._limits, self._clock = limits, clock
-        self._bulkheads: dict[tuple[str, str], Bulkhead] = {}
+    def __init__(
+        self, limits: Limits, *, clock: Callable[[], float] = monotonic, random: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        self._limits, self._clock, self._random = limits, clock, random
+        self._bulkheads: OrderedDict[tuple[str, str], Bulkhead] = OrderedDict()  # the one used last is the last
+        self._at_provider: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(HOSTS_AT_ONCE * limits.concurrency)
+        )
+        self._standing: dict[ConnectionKey, Bulkhead] = {}
         self._wanted: set[ConnectionKey] = set()
+        self._throttled: dict[tuple[str, str], dict[ConnectionKey, float]] = {}  # by registration: who waits, and until
         self._closing = False
 
+    def __len__(self) -> int:
+        return len(self._bulkheads)
+
     @asynccontextmanager
-    async def place(self, provider: str, host: str, key: ConnectionKey) -> AsyncIterator[Circuit]:
-        """Hold a place while a refresh is made; raise `CircuitOpen`. What the provider did is told to the circuit."""
+    async def place(self, provider: str, host: str, client_id: str, key: ConnectionKey) -> AsyncIterator[Visit]:
+        """Hold a place while a refresh is made; raise `NotNow`. What the provider did is told to the `Visit`."""
+        self._check((provider, client_id))
+        bulkhead = self._bulkhead(provider, host)
+        self._standing[key] = bulkhead
+        try:
+            visit = await bulkhead.enter(key, wanted=key in self._wanted)
+        finally:
+            self._standing.pop(key, None)
+        try:
+            async with self._at_provider[provider]:
+                self._check((provider, client_id))  # again: there was time to wait in
+                visit.check()
+                yield visit
+        finally:
+            bulkhead.leave(visit)
+
+    def _check(self, registration: tuple[str, str]) -> None:
         if self._closing:
-            raise CircuitOpen(1.0)
+            raise NotNow(1.0)
+        if (pause := self._pause(registration)) > 0:
+            raise NotNow(pause)
+
+    def _bulkhead(self, provider: str, host: str) -> Bulkhead:
+        while self._bulkheads:  # hosts come with connections, so their number has no bound of its own
+            name, oldest = next(iter(self._bulkheads.items()))
+            if not oldest.idle or oldest.last_used > self._clock() - FORGOTTEN_AFTER:
+                break
+            oldest.circuit.forget()
+            del self._bulkheads[name]
         name = (provider, host)
         bulkhead = self._bulkheads.get(name)
         if bulkhead is None:
-            bulkhead = self._bulkheads[name] = Bulkhead(Circuit(self._limits, self._clock))
-        await bulkhead.enter(key, wanted=key in self._wanted)
-        was_open = bulkhead.circuit.is_open
-        try:
-            yield bulkhead.circuit
-        finally:
-            if bulkhead.circuit.is_open and not was_open:
-                alarm("provider_circuit_open", provider=provider, host=host)
-            bulkhead.leave()
-            if bulkhead.idle:  # hosts come with connections, so their number has no bound of its own
-                self._bulkheads.pop(name, None)
+            circuit = Circuit(provider, host, self._limits, self._clock)
+            bulkhead = self._bulkheads[name] = Bulkhead(circuit, self._limits, self._clock, self._random)
+        self._bulkheads.move_to_end(name)
+        return bulkhead
+
+    # --- pauses a provider asks for -----------------------------------------------------------------------------------
+
+    def throttled(self, provider: str, client_id: str, key: ConnectionKey, seconds: float) -> None:
+        """Note that the provider told *key* to wait so long.
+
+        One connection may have used up a limit of its own; two at once are their registration's trouble, and then
+        nobody asks with it before the later of them may.
+        """
+        waiting = self._throttled.setdefault((provider, client_id), {})
+        waiting[key] = max(waiting.get(key, 0.0), self._clock() + seconds)
+
+    def _pause(self, registration: tuple[str, str]) -> float:
+        """Return for how many seconds nobody of *registration* may ask; 0 where anybody may."""
+        now = self._clock()
+        waiting = {key: until for key, until in self._throttled.get(registration, {}).items() if until > now}
+        if waiting:
+            self._throttled[registration] = waiting
+        else:
+            self._throttled.pop(registration, None)
+        return max(waiting.values()) - now if len(waiting) > 1 else 0.0
+
+    # --- what the supervisor knows ------------------------------------------------------------------------------------
 
     def want(self, key: ConnectionKey) -> None:
         """Somebody waits for *key*."""
-        if key not in self._wanted:
-            self._wanted.add(key)
-            for bulkhead in self._bulkheads.values():
-                bulkhead.want(key)
+        self._wanted.add(key)
+        if (bulkhead := self._standing.get(key)) is not None:
+            bulkhead.want(key)
 
     def forget(self, key: ConnectionKey) -> None:
         """The refresh of *key* is over."""
@@ -190,4 +243,4 @@ class Bulkheads:
         """Let those in and send everybody else away: the process is about to end."""
         self._closing = True
         for bulkhead in self._bulkheads.values():
-            bulkhead.refuse(1.0)
+            bulkhead.turn_away(1.0)

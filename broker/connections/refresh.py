@@ -12,13 +12,13 @@ from uuid import UUID
 import msgspec
 
 from broker import ids
-from broker.connections.bulkhead import Bulkheads, Circuit, CircuitOpen
+from broker.connections.bulkhead import Bulkheads, NotNow, Visit
 from broker.connections.model import Connection
 from broker.connections.orphans import Orphans
 from broker.connections.providers import Providers
 from broker.connections.receipts import Receipts
 from broker.connections.ruling import Ruling
-from broker.connections.sending import Attempt, Preparation, Prepared, Route
+from broker.connections.sending import Attempt, Preparation, Prepared
 from broker.connections.settle import SOON, AlreadySettled, Settlement
 from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
@@ -108,18 +108,24 @@ class RefreshEngine:
         """Make one attempt in a free place at the provider; somebody else's is waited for outside of it."""
         try:
             route = await self.preparation.route(connection)
-            async with self._bulkheads.place(connection.slug, route.host, key) as circuit:
-                result = await self._leased(connection, route, circuit)
-        except CircuitOpen as failing:
-            return RefreshResult("unavailable", delay=failing.retry_after)
+            client_id, host = route.integration.client_id or "", route.host
+            async with self._bulkheads.place(connection.slug, host, client_id, key) as visit:
+                result = await self._leased(key, connection, host, visit)
+        except NotNow as not_now:
+            return RefreshResult("unavailable", delay=not_now.retry_after)
         except (IntegrationUnusable, DescriptorError, InvalidRequest) as exc:
             log.error("refresh_not_configured", provider=connection.slug, error_code=exc.code)
             return await self._settlement.blame_configuration(connection, exc.code)
         return result if result is not None else await self._waited(connection)
 
-    async def _leased(self, connection: Connection, route: Route, circuit: Circuit) -> RefreshResult | None:
-        """Take the lease and refresh; None when it is not to be had."""
-        prepared = await self.preparation.prepared(connection, route)
+    async def _leased(self, key: ConnectionKey, seen: Connection, host: str, visit: Visit) -> RefreshResult | None:
+        """Take the lease and refresh; None when it is not to be had, or the refresh was made elsewhere meanwhile."""
+        # Standing in line may have taken minutes: other servers, edits and operators have gone on.
+        connection = await self._connection(key)
+        if connection is None or connection.state != "connected" or connection.version > seen.version:
+            return None
+        route = await self.preparation.route(connection)
+        prepared = await self.preparation.prepared(connection, route) if route.host == host else None
         if prepared is None:
             return None
         failpoint("prepare.after")
@@ -128,6 +134,7 @@ class RefreshEngine:
             return await self._settlement.uphold(connection)
         if not await self._receipts.spool.has_room():  # the answer might find the database away
             return UNAVAILABLE
+        visit.check()
         failpoint("lease.before")
         attempt = await self._lease(prepared)
         if attempt is None:
@@ -135,7 +142,7 @@ class RefreshEngine:
         failpoint("lease.after")
         keeper = asyncio.create_task(self._keep_lease(attempt))
         try:
-            return await self._called(attempt, prepared, circuit)
+            return await self._called(attempt, prepared, visit)
         except AlreadySettled as settled:
             return settled.result
         finally:
@@ -200,7 +207,7 @@ class RefreshEngine:
 
     # --- the call ---------------------------------------------------------------------------------------------------
 
-    async def _called(self, attempt: Attempt, prepared: Prepared, circuit: Circuit) -> RefreshResult:
+    async def _called(self, attempt: Attempt, prepared: Prepared, visit: Visit) -> RefreshResult:
         target, leased_at = prepared.target, monotonic()
         failpoint("http.before_send")
         try:
@@ -211,13 +218,14 @@ class RefreshEngine:
                 deadline=timedelta(seconds=self._limits.call_deadline),
             )
         except SendFailed as failure:
-            circuit.failed()
+            if failure.reason != "pool":  # that one is ours
+                visit.failed()
             return await self._unanswered(attempt, prepared, failure, _by_database(attempt, leased_at))
         except BrokerError as refused:  # the egress guard: nothing was sent
             return await self._settlement.release(
                 attempt, target.connection, "not_sent", delay=timedelta(seconds=30), error=refused.code
             )
-        circuit.answered(response.status)
+        visit.answered(response.status)
         received_at = _by_database(attempt, leased_at)
         failpoint("http.after_body")
         await self._receipts.keep(attempt, target.connection, response, prepared.receipt_key, received_at)

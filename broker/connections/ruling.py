@@ -8,11 +8,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from broker.alarm import alarm
+from broker.connections.bulkhead import Bulkheads
 from broker.connections.model import Connection, Tokens
 from broker.connections.providers import Providers
 from broker.connections.sending import Attempt, Target
 from broker.connections.settle import AlreadySettled, IntentOutcome, Settlement, pinned_change
-from broker.connections.supervisor import RefreshResult
+from broker.connections.supervisor import ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
 from broker.errors import StoreUnavailable
 from broker.failpoint import failpoint
@@ -32,9 +33,15 @@ class Ruling:
     """Read an answer, whether it has just come or waited in a receipt, and have written what it means."""
 
     def __init__(
-        self, vault: Vault, providers: Providers, settlement: Settlement, *, random: Callable[[], float]
+        self,
+        vault: Vault,
+        providers: Providers,
+        settlement: Settlement,
+        bulkheads: Bulkheads,
+        *,
+        random: Callable[[], float],
     ) -> None:
-        self._vault, self._providers = vault, providers
+        self._vault, self._providers, self._bulkheads = vault, providers, bulkheads
         self._settlement, self._random = settlement, random
 
     async def on_answer(
@@ -94,9 +101,11 @@ class Ruling:
             return await self._settlement.blame_registration(attempt, connection, target.integration, outcome.error)
         if came_to == "unknown":
             alarm("provider_error_unknown", provider=connection.slug, error_code=outcome.error)
-        return await self._settlement.release(
-            attempt, connection, came_to, delay=self._pause(came_to, outcome.retry_after), error=outcome.error
-        )
+        delay = self._pause(came_to, outcome.retry_after)
+        if came_to == "throttled":
+            told = ConnectionKey(attempt.environment_id, attempt.connection_id)
+            self._bulkheads.throttled(connection.slug, target.registration.client_id, told, delay.total_seconds())
+        return await self._settlement.release(attempt, connection, came_to, delay=delay, error=outcome.error)
 
     def _pause(self, came_to: IntentOutcome, asked: timedelta | None) -> timedelta:
         if came_to == "throttled":

@@ -83,11 +83,11 @@ class RefreshSupervisor:
         *newer_than* is the version the caller has seen: any above it will do, were it there already, and none below.
         *urgent*: a person or program waits, so this one goes first where places at the provider are scarce.
         """
-        if urgent:
-            self._demand.want(key)
         try:
             async with asyncio.timeout(seconds):
                 while not self._closing:
+                    if urgent:
+                        self._demand.want(key)
                     result = await asyncio.shield(self._join(key, newer_than))
                     if newer_than is None or result.kind != "renewed" or result.version > newer_than:
                         return result
@@ -115,16 +115,17 @@ class RefreshSupervisor:
 
     def _join(self, key: ConnectionKey, newer_than: int | None) -> asyncio.Task[RefreshResult]:
         task = self._tasks.get(key)
-        if task is None:
+        if task is None or task.done():  # done, and not forgotten yet: its outcome is for those who joined before
             # An empty context keeps the request's logging fields and cancel scopes out of the task.
             task = asyncio.get_running_loop().create_task(self._guarded(key, newer_than), context=contextvars.Context())
             self._tasks[key] = task
-            task.add_done_callback(lambda _done: self._forget(key))
+            task.add_done_callback(lambda done: self._forget(key, done))
         return task
 
-    def _forget(self, key: ConnectionKey) -> None:
-        self._tasks.pop(key, None)
-        self._demand.forget(key)
+    def _forget(self, key: ConnectionKey, done: asyncio.Task[RefreshResult]) -> None:
+        if self._tasks.get(key) is done:
+            del self._tasks[key]
+            self._demand.forget(key)
 
     async def _guarded(self, key: ConnectionKey, newer_than: int | None) -> RefreshResult:
         try:

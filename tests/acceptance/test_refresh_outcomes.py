@@ -155,31 +155,6 @@ async def test_unreadable_answer_is_no_verdict(
     assert len(await refreshes(provider, grant)) == 1
 
 
-@pytest.mark.parametrize(("stated", "least", "most"), [("7", 6, 7), ("999999", 60, 60), (None, 1, 60)])
-async def test_throttle_is_honoured_and_ends_nothing(
-    backend: Backend, provider: HostileServer, store: Store, stated: str | None, least: int, most: int
-):
-    """T-47: 429 waits as told, at most a quarter of an hour; callers are told a short time, and the state stays."""
-    user = f"throttled-{stated}"
-    grant = await connected(backend, user)
-    await store.expire(user)
-    provider.tune(scope=grant, refuse="throttled", retry_after=stated)
-
-    answers = [await backend.token(user) for _ in range(3)]
-
-    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(503, "provider_unavailable")}
-    assert least <= int(answers[0].headers["retry-after"]) <= most
-    assert len(await refreshes(provider, grant)) == 1
-    row = await store.row(user)
-    assert row["state"] == "connected"
-    left = "SELECT extract(epoch FROM retry_at - now()) FROM connection WHERE id = $1"
-    waits = await store.pool.fetchval(left, row["id"])
-    assert waits <= 900
-    provider.tune(scope=grant, refuse=None)
-    await store.set(user, "retry_at = now()")
-    assert provider.accepts((await backend.access_token(user))["access_token"])
-
-
 async def test_unknown_error_code_ends_nothing(backend: Backend, provider: HostileServer, store: Store):
     """A code that no list knows is ours to look into; the person is not asked to reconnect."""
     grant = await connected(backend, "una")

@@ -181,3 +181,19 @@ async def test_drain_does_not_wait_for_a_refresh_whose_answer_is_in_the_spool():
 def test_callers_are_told_whole_seconds_within_a_minute(delay: float, told: int):
     """Never earlier than the next attempt is allowed, unless that is later than clients wait."""
     assert RefreshResult("unavailable", delay=delay).retry_after == told
+
+
+async def test_refresh_that_has_just_ended_is_not_joined():
+    """Whoever has seen its outcome already and wants a newer one gets a refresh of its own, and the loop stays free."""
+    key = a_key()
+    asked: list[asyncio.Task[RefreshResult]] = []
+
+    async def refresh(_key: ConnectionKey, _newer_than: int | None) -> RefreshResult:
+        if not asked:  # runs in the same turn of the loop in which this refresh ends, after it
+            asked.append(asyncio.create_task(supervisor.wait(key, 5, newer_than=2)))
+            return RENEWED
+        return RefreshResult("renewed", version=3)
+
+    supervisor = RefreshSupervisor(refresh, Bulkheads(Limits()))
+    assert await supervisor.wait(key, 5) == RENEWED
+    assert (await asked[0]).version == 3
