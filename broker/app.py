@@ -16,7 +16,7 @@ from litestar.config.app import AppConfig
 from litestar.config.cors import CORSConfig
 
 from broker import ids
-from broker.api import accounts, admin, connect, health, integrations, openapi, pipes, restore
+from broker.api import accounts, admin, brakes, connect, health, integrations, openapi, pipes, restore
 from broker.api.hot import Front
 from broker.api.problems import answer_problem
 from broker.api.requests import LARGEST_BODY
@@ -27,6 +27,8 @@ from broker.connections.access import TokenAccess
 from broker.connections.accounts import Accounts
 from broker.connections.attempts import Attempts
 from broker.connections.authorize import Authorize
+from broker.connections.brake import Brake
+from broker.connections.brakes import Brakes
 from broker.connections.bulkhead import Bulkheads
 from broker.connections.complete import Complete
 from broker.connections.connecting import Connecting
@@ -138,7 +140,8 @@ def _compose(
     limits = settings.limits
     for name, value in msgspec.structs.asdict(limits).items():
         LIMITS.labels(name=name).set(value)
-    settlement = Settlement(database, wake_ups, limits, jitter=_jitter)
+    brake = Brake(database, limits)
+    settlement = Settlement(database, wake_ups, brake, limits, jitter=_jitter)
     bulkheads = Bulkheads(limits, random=_jitter)
     ruling = Ruling(vault, providers, settlement, bulkheads, random=_jitter)
     holder = f"{socket.gethostname()}/{os.getpid()}/{ids.random_token('', size=6)}"
@@ -183,6 +186,8 @@ def _compose(
         upstream=upstream,
         rewrap=Rewrap(database, keyring),
         reconciler=Reconciler(database, providers, engine, receipts, ruling, settlement, revoke),
+        brake=brake,
+        brakes=Brakes(database, brake),
         keep_alive=KeepAlive(database, supervisor),
         notices=Notices(database),
         restores=Restores(database, vault, providers, random=_jitter),
@@ -204,6 +209,7 @@ def litestar(
         *accounts.HANDLERS,
         *integrations.HANDLERS,
         *admin.HANDLERS,
+        *brakes.HANDLERS,
         *restore.HANDLERS,
         *connect.HANDLERS,
         *handlers,

@@ -32,6 +32,7 @@ class Worker:
             ("operations", self.operations, 1.0),
             ("rewrap", self.rewrap, 1.0),
             ("reconcile", self._services.reconciler.run, self._services.settings.limits.reconcile_every),
+            ("verdicts", self._services.brake.tell, self._services.settings.limits.reconcile_every),
             ("keep_alive", self._services.keep_alive.run, 60.0),
             ("notices", self._services.notices.run, 3600.0),
             ("identity", self.watch, 10.0),

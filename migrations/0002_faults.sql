@@ -10,6 +10,7 @@ ALTER TABLE deployment
 
 ALTER TABLE integration
     ADD COLUMN probe_at      timestamptz NOT NULL DEFAULT '-infinity',  -- while invalid: when one refresh may try the client credentials again
+    ADD COLUMN invalid_since timestamptz,       -- since when its state is that, if it is
     ADD COLUMN suspect_since timestamptz;       -- its provider refuses too many grants at once: verdicts wait for an operator
 
 ALTER TABLE connection

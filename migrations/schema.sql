@@ -224,6 +224,7 @@ CREATE TABLE public.integration (
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     retired_at timestamp with time zone,
     probe_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    invalid_since timestamp with time zone,
     suspect_since timestamp with time zone,
     CONSTRAINT integration_credentials_type_check CHECK ((credentials_type = ANY (ARRAY['custom'::text, 'organization'::text]))),
     CONSTRAINT integration_ownership_check CHECK ((ownership = ANY (ARRAY['user'::text, 'organization'::text]))),

@@ -10,6 +10,8 @@ from broker.connections.access import TokenAccess
 from broker.connections.accounts import Accounts
 from broker.connections.attempts import Attempts
 from broker.connections.authorize import Authorize
+from broker.connections.brake import Brake
+from broker.connections.brakes import Brakes
 from broker.connections.complete import Complete
 from broker.connections.directory import Directory
 from broker.connections.integrations import Integrations
@@ -57,6 +59,8 @@ class Services:
     upstream: UpstreamRevocation
     rewrap: Rewrap
     reconciler: Reconciler
+    brake: Brake
+    brakes: Brakes
     keep_alive: KeepAlive
     notices: Notices
     restores: Restores

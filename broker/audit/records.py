@@ -41,6 +41,9 @@ Action = Literal[
     "engine_sealed",
     "restore_confirmed",
     "restore_released",
+    "verdict_withdrawn",
+    "brake_tripped",
+    "brake_released",
 ]
 TIMELINE = (
     "connected",
@@ -50,6 +53,7 @@ TIMELINE = (
     "token_issued",
     "refreshed",
     "state_changed",
+    "verdict_withdrawn",
     "disconnected",
     "upstream_revocation",
     "grant_ends_soon",

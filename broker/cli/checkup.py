@@ -141,6 +141,10 @@ def _integration(use: Services, integration: Integration) -> Finding:
         return failed(check, exc, f"Enter the credentials again: PUT /data-integrations/{integration.slug}.")
     where = descriptor.docs.setup_url or f"{descriptor.display_name}, in the application's settings"
     remedy = f"Register {use.providers.redirect_uri(integration)} at {where}."
+    if integration.suspect_since is not None:
+        detail = f"suspect since {integration.suspect_since:%Y-%m-%d %H:%M} UTC: it refused too many grants at once"
+        decide = f"`penstock brakes list` says which; decide by `penstock brakes release {integration.slug}`."
+        return Finding(check, "failed", detail, decide)
     if integration.state != "valid":
         detail = f"{integration.state}: {integration.state_reason or 'not completely configured'}"
         return Finding(check, "failed", detail, f"Correct its credentials. {remedy}")

@@ -9,6 +9,7 @@ import rich_click as click
 from broker import __version__
 from broker.cli.api_keys import api_keys
 from broker.cli.audit import audit
+from broker.cli.brakes import brakes
 from broker.cli.common import end_by_sigterm_as_by_interrupt, sentence
 from broker.cli.connections import connections, users
 from broker.cli.demo import demo
@@ -53,6 +54,7 @@ for command in (
     emulate,
     connections,
     users,
+    brakes,
     restore,
     audit,
 ):

@@ -8,11 +8,11 @@ from uuid import UUID
 from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, RequestInfo
+from broker.connections.condemn import Verdict, condemn_connection
 from broker.connections.issuing import Inactive, IssuedToken, TokenQuery, issued
 from broker.connections.model import Connection, Owner, Tokens
 from broker.connections.providers import Providers
 from broker.connections.reports import Reports
-from broker.connections.settle import condemn_connection
 from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
 from broker.connections.vaulted import Vault
 from broker.connections.versions import note_unreadable
@@ -233,14 +233,9 @@ class TokenAccess:
                 Connection, "lock_connection", environment_id=key.environment_id, id=key.connection_id
             )
             if connection is not None and connection.version == held.version:
+                verdict = Verdict(reason="revoked", cause=cause)
                 await condemn_connection(
-                    session,
-                    connection,
-                    version=connection.version,
-                    epoch=connection.epoch,
-                    reason="revoked",
-                    cause=cause,
-                    error=None,
+                    session, connection, verdict, version=connection.version, epoch=connection.epoch
                 )
 
     # --- the way out ------------------------------------------------------------------------------------------------

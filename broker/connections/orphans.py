@@ -9,6 +9,7 @@ import msgspec
 
 from broker.audit import records
 from broker.callers.model import system
+from broker.connections.brake import unheard
 from broker.connections.model import Connection, SecretVersion, Tokens
 from broker.connections.vaulted import Vault
 from broker.connections.versions import stored
@@ -68,6 +69,7 @@ class Orphans:
         # Its number is part of what a blob is bound to, and others may have been given out since.
         sealed = self._vault.seal_tokens(connection, version_no, tokens)
         await session.execute("retire_secret_version", **place, keep=_NOT_AT_ALL)
+        untold = await unheard(session, connection.environment_id, [connection.id])
         await session.execute("adopt_orphan", **place, version=connection.version, instance_url=tokens.instance_url)
         await session.execute(
             "insert_secret_version",
@@ -82,7 +84,7 @@ class Orphans:
         )
         subject = msgspec.structs.replace(connection.subject, version_no=version_no)
         await records.record(session, system(connection.environment_id), "refreshed", subject, reason="late_answer")
-        if connection.state != "connected":
+        if connection.state != "connected" and not untold:
             again = msgspec.structs.replace(connection, state="connected", state_reason=None)
             await outbox.tell(session, again, "connected", connected_account_event(again))
         log.info("late_answer_adopted", connection_id=connection.wire_id, version=version_no)

@@ -131,7 +131,7 @@ class RefreshEngine:
         failpoint("prepare.after")
         environment_id = connection.environment_id
         if await self._database.value("dead_refresh_token", environment_id=environment_id, rt_fp=prepared.rt_fp):
-            return await self._settlement.uphold(connection)
+            return await self._settlement.uphold(connection, prepared.rt_fp)
         if not await self._receipts.spool.has_room():  # the answer might find the database away
             return UNAVAILABLE
         visit.check()
@@ -257,7 +257,7 @@ class RefreshEngine:
             if seen.version > connection.version:
                 return RefreshResult("renewed", version=seen.version)
             if not seen.busy:
-                if seen.misconfigured and seen.retry_in > 0:
+                if seen.misconfigured:
                     return RefreshResult("misconfigured", delay=seen.retry_in)
                 # What its holder tries again soon is worth this caller's time as well.
                 return RefreshResult("unavailable", delay=seen.retry_in, tries=2 if seen.retry_in <= SOON else 1)

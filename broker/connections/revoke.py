@@ -11,6 +11,7 @@ from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, system
 from broker.connections import versions
+from broker.connections.brake import unheard
 from broker.connections.model import REVOKING_FOR, WITHHELD_FOR, Connection, Integration
 from broker.connections.operations import ConnectionFilter, Kind, Matched, Operation, Selected, Upstream
 from broker.connections.providers import Providers
@@ -67,6 +68,7 @@ class Revoke:
         changing = [c for c in connections if c.state == "connected" or c.state_reason != "operator_forced"]
         if not changing:
             return 0
+        untold = await unheard(session, caller.environment_id, [c.id for c in changing])
         await session.execute(
             "force_reauthorization",
             environment_id=caller.environment_id,
@@ -76,7 +78,8 @@ class Revoke:
         await records.record(
             session, caller, "state_changed", [c.subject for c in changing], reason="operator_forced", purpose=note
         )
-        await _tell_reauthorization(session, [c for c in changing if c.state == "connected"], "operator_forced")
+        news = [c for c in changing if c.state == "connected" or c.id in untold]
+        await _tell_reauthorization(session, news, "operator_forced")
         return len(changing)
 
     async def end(

@@ -12,7 +12,8 @@ from broker.connections.bulkhead import Bulkheads
 from broker.connections.model import Connection, Tokens
 from broker.connections.providers import Providers
 from broker.connections.sending import Attempt, Target
-from broker.connections.settle import AlreadySettled, IntentOutcome, Settlement, pinned_change
+from broker.connections.outcomes import IntentOutcome
+from broker.connections.settle import AlreadySettled, Settlement, pinned_change
 from broker.connections.supervisor import ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
 from broker.errors import StoreUnavailable
@@ -95,7 +96,7 @@ class Ruling:
             return await self._doubted(attempt, connection, descriptor.rotation, outcome.error)
         if came_to == "dead":
             cause = f"The provider refused the refresh token ({outcome.error or 'no code given'})."
-            return await self._settlement.condemn(attempt, connection, "revoked", cause, error=outcome.error)
+            return await self._settlement.refuse(attempt, connection, cause, error=outcome.error)
         if came_to == "config_fault":
             alarm("provider_refuses_our_credentials", provider=connection.slug, error_code=outcome.error)
             return await self._settlement.blame_registration(attempt, connection, target.integration, outcome.error)

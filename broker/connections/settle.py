@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Literal
 
 import msgspec
 
+from broker.alarm import alarm
 from broker.audit import records
 from broker.callers.model import system
+from broker.connections.brake import Brake
+from broker.connections.condemn import Verdict, condemn_connection, tell_condemned
 from broker.connections.doubt import replay
 from broker.connections.model import Connection, Integration, Tokens, lifetimes
+from broker.connections.outcomes import OUTCOMES, IntentOutcome
 from broker.connections.sending import Attempt
 from broker.connections.supervisor import UNAVAILABLE, RefreshResult
-from broker.connections.wire import connected_account_event
-from broker.events import outbox
 from broker.failpoint import failpoint
 from broker.limits import Limits
 from broker.oauth.model import ProviderDescriptor, Rotation, TokenSet
@@ -25,22 +26,8 @@ from broker.store.postgres import Database, Session
 from broker.telemetry import REFRESHES
 from broker.vault.seal import Sealed
 
-IntentOutcome = Literal[
-    "not_sent",
-    "committed",
-    "orphaned",
-    "dead",
-    "config_fault",
-    "busy",
-    "throttled",
-    "refused_5xx",
-    "in_doubt",
-    "unknown",
-]
 ORPHAN_FOR = timedelta(hours=24)
 PREVIOUS_FOR = {"R0": timedelta(0), "R1": timedelta(hours=24), "R4": timedelta(0), "R5": timedelta(0)}
-# How many attempts in a row a waiting caller's time is spent on, where the next one may follow soon.
-TRIES: dict[IntentOutcome, int] = {"not_sent": 3, "busy": 2, "refused_5xx": 4, "in_doubt": 3}
 SOON = 3.0  # seconds
 AT_ONCE = RefreshResult("unavailable", delay=0.05, tries=3)
 
@@ -63,8 +50,11 @@ class _Sendings(msgspec.Struct, frozen=True):
 class Settlement:
     """Each outcome in one transaction with its audit record; each raises `AlreadySettled` when it comes second."""
 
-    def __init__(self, database: Database, wake_ups: WakeUps, limits: Limits, *, jitter: Callable[[], float]) -> None:
-        self._database, self._wake_ups, self._limits, self._jitter = database, wake_ups, limits, jitter
+    def __init__(
+        self, database: Database, wake_ups: WakeUps, brake: Brake, limits: Limits, *, jitter: Callable[[], float]
+    ) -> None:
+        self._database, self._wake_ups, self._brake = database, wake_ups, brake
+        self._limits, self._jitter = limits, jitter
 
     # --- a success --------------------------------------------------------------------------------------------------
 
@@ -231,42 +221,59 @@ class Settlement:
         await self._finish(session, attempt, connection, outcome, error=error)
         if waits is None:  # fenced off: somebody else decides when the next attempt is
             return UNAVAILABLE
-        return RefreshResult("unavailable", delay=waits, tries=TRIES.get(outcome, 1) if waits <= SOON else 1)
+        return RefreshResult("unavailable", delay=waits, tries=OUTCOMES[outcome].tries if waits <= SOON else 1)
 
     # --- verdicts ---------------------------------------------------------------------------------------------------
 
     async def condemn(
         self, attempt: Attempt, connection: Connection, reason: str, cause: str, *, error: str | None
     ) -> RefreshResult:
-        """Take the connection out of service with a cause an operator can read, unless it has moved on meanwhile.
+        """Take the connection out of service with a cause an operator can read, unless it has moved on meanwhile."""
+        async with self._settling(attempt) as session:
+            verdict = Verdict(reason=reason, cause=cause, error=error)
+            condemned = await condemn_connection(
+                session, connection, verdict, version=attempt.from_version, epoch=attempt.epoch
+            )
+            await self._finish(session, attempt, connection, "unknown", error=error)
+        return RefreshResult("condemned") if condemned else UNAVAILABLE
+
+    async def refuse(self, attempt: Attempt, connection: Connection, cause: str, *, error: str | None) -> RefreshResult:
+        """Take the refused refresh token's connection out of service, on probation; not while its provider is suspect.
 
         A dead refresh token of which a late answer has brought the successor is no verdict on the grant.
         """
+        tripped = False
         async with self._settling(attempt) as session:
-            outcome: IntentOutcome = "dead" if reason == "revoked" else "unknown"
-            if reason == "revoked":
-                if await session.value("adoptable_after_verdict", **_named(attempt)):
-                    await self._condemn_token(session, attempt)
-                    await session.execute("drop_lease", **_named(attempt), fence=attempt.fence)
-                    await self._finish(session, attempt, connection, outcome, error=error)
-                    return AT_ONCE
-                if await session.value(
-                    "unaccounted_sending", **_named(attempt), version=attempt.from_version, intent_id=attempt.intent_id
-                ):
-                    reason, cause = "lost_response", f"{cause} An earlier answer to this refresh token never arrived."
-            condemned = await condemn_connection(
-                session,
-                connection,
-                version=attempt.from_version,
-                epoch=attempt.epoch,
-                reason=reason,
-                cause=cause,
-                error=error,
-            )
-            if condemned and outcome == "dead":
+            suspect = await self._brake.hold(session, connection)
+            if await session.value("adoptable_after_verdict", **_named(attempt)):
                 await self._condemn_token(session, attempt)
-            await self._finish(session, attempt, connection, outcome, error=error)
+                await session.execute("drop_lease", **_named(attempt), fence=attempt.fence)
+                await self._finish(session, attempt, connection, "dead", error=error)
+                return AT_ONCE
+            verdict = await self._verdict(session, attempt, cause, error)
+            if suspect:
+                await self._brake.set_aside(session, attempt, connection, verdict)
+                return await self._release(session, attempt, connection, "dead", delay=self._brake.window, error=error)
+            condemned = await condemn_connection(
+                session, connection, verdict, version=attempt.from_version, epoch=attempt.epoch, told=False
+            )
+            await self._finish(session, attempt, connection, "dead", error=error)
+            if condemned:
+                await self._condemn_token(session, attempt)
+                tripped = await self._brake.put_on_probation(session, attempt, connection, verdict)
+        if tripped:
+            alarm("provider_suspect", provider=connection.slug, environment_id=connection.environment_id)
+            return RefreshResult("unavailable", delay=self._limits.brake_window)
         return RefreshResult("condemned") if condemned else UNAVAILABLE
+
+    @staticmethod
+    async def _verdict(session: Session, attempt: Attempt, cause: str, error: str | None) -> Verdict:
+        lost = await session.value(
+            "unaccounted_sending", **_named(attempt), version=attempt.from_version, intent_id=attempt.intent_id
+        )
+        if lost:
+            cause = f"{cause} An earlier answer to this refresh token never arrived."
+        return Verdict(reason="lost_response" if lost else "revoked", cause=cause, error=error)
 
     @staticmethod
     async def _condemn_token(session: Session, attempt: Attempt) -> None:
@@ -277,19 +284,22 @@ class Settlement:
             intent_id=attempt.intent_id,
         )
 
-    async def uphold(self, connection: Connection) -> RefreshResult:
-        """Take a connection out of service whose refresh token was refused before, by whatever came between."""
-        cause = "The provider has refused this refresh token before."
+    async def uphold(self, connection: Connection, rt_fp: bytes) -> RefreshResult:
+        """Take a connection out of service whose refresh token was refused before, by whatever came between.
+
+        As long as that refusal is on probation, so is this: it is told of, or withdrawn, together with the other.
+        """
+        place = {"environment_id": connection.environment_id, "rt_fp": rt_fp}
+        verdict = Verdict(reason="revoked", cause="The provider has refused this refresh token before.")
         async with self._database.transaction() as session:
-            await condemn_connection(
-                session,
-                connection,
-                version=connection.version,
-                epoch=connection.epoch,
-                reason="revoked",
-                cause=cause,
-                error=None,
+            await self._brake.hold(session, connection)
+            if not await session.value("dead_refresh_token", **place):
+                return UNAVAILABLE  # withdrawn meanwhile
+            condemned = await condemn_connection(
+                session, connection, verdict, version=connection.version, epoch=connection.epoch, told=False
             )
+            if condemned and not await self._brake.share(session, connection, rt_fp, verdict):
+                await tell_condemned(session, connection, verdict)
         return RefreshResult("condemned")
 
     async def abandon(self, attempt: Attempt, connection: Connection) -> None:
@@ -342,29 +352,6 @@ def renewed(attempt: Attempt) -> RefreshResult:
 
 def _named(attempt: Attempt) -> dict[str, object]:
     return {"environment_id": attempt.environment_id, "connection_id": attempt.connection_id}
-
-
-async def condemn_connection(
-    session: Session, connection: Connection, *, version: int, epoch: int, reason: str, cause: str, error: str | None
-) -> bool:
-    """Set `needs_reauthorization` with its cause, if version and epoch still hold; tell and record it once."""
-    changed = await session.execute(
-        "condemn_connection",
-        environment_id=connection.environment_id,
-        connection_id=connection.id,
-        version=version,
-        epoch=epoch,
-        reason=reason,
-        cause=cause,
-        error=error,
-    )
-    if changed:
-        await records.record(
-            session, system(connection.environment_id), "state_changed", connection.subject, reason=reason
-        )
-        now_needs = msgspec.structs.replace(connection, state="needs_reauthorization", state_reason=reason)
-        await outbox.tell(session, now_needs, "reauthorization_needed", connected_account_event(now_needs))
-    return bool(changed)
 
 
 def pinned_change(descriptor: ProviderDescriptor, old: Tokens, metadata: dict[str, str]) -> str | None:

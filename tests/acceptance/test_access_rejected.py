@@ -202,5 +202,7 @@ async def test_revoked_at_the_provider_is_found_by_the_report(backend: Backend, 
     answers = await asyncio.gather(*(backend.token("hal", rejected_token_id=rejected) for _ in range(5)))
 
     assert {answer.json()["reason"] for answer in answers} == {"revoked"}
+    await store.end_probation()
+    await backend.penstock.services.brake.tell()
     assert await store.events("hal", "reauthorization_needed") == 1
     assert len(await refreshes(provider, grant)) == 1

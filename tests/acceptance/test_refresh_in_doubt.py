@@ -82,6 +82,8 @@ async def test_old_token_is_served_to_its_floor_and_the_one_replay_tells(
         "SELECT id, parent_id FROM refresh_intent WHERE connection_id = $1 ORDER BY fence", row["id"]
     )
     assert parents[1]["parent_id"] == parents[0]["id"]
+    await store.end_probation()
+    await backend.penstock.services.brake.tell()
     assert await store.events(user, "reauthorization_needed") == 1
 
 

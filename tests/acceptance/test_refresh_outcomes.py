@@ -29,7 +29,7 @@ async def acquitted(provider: HostileServer) -> AsyncIterator[None]:
 async def test_revoked_grant_is_said_once_and_never_asked_for_again(
     backend: Backend, provider: HostileServer, store: Store
 ):
-    """T-44: invalid_grant ends the connection with one event; the dead refresh token is never sent again."""
+    """T-44: invalid_grant ends the connection, with one event after the brake window; the token is never sent again."""
     grant = await connected(backend, "ada")
     provider.revoke_grant(grant)
     await store.expire("ada")
@@ -47,6 +47,10 @@ async def test_revoked_grant_is_said_once_and_never_asked_for_again(
         )
         assert body["since"]
     assert len(await refreshes(provider, grant)) == 1
+    assert await store.events("ada", "reauthorization_needed") == 0
+    for _ in range(2):
+        await store.end_probation()
+        await backend.penstock.services.brake.tell()
     assert await store.events("ada", "reauthorization_needed") == 1
     assert "invalid_grant" in (await store.row("ada"))["state_cause"]
 

@@ -16,7 +16,7 @@ from broker.store.postgres import STATEMENTS
 BROKER = Path(__file__).parents[2] / "broker"
 TENANT_TABLES = (
     "api_key|custom_provider|integration|connection|secret_version|refresh_intent|receipt|dead_rt|authorization_request|"
-    "audit_record|event|operation|revocation_job|idempotency_key"
+    "audit_record|event|operation|revocation_job|idempotency_key|verdict"
 )
 TOUCHES = re.compile(rf"\b(?:FROM|JOIN|INTO|UPDATE|USING)\s+({TENANT_TABLES})\b")
 # Statements that look across environments, and why they may.
@@ -43,6 +43,7 @@ ACROSS = {
         "notice_ends",
         "grants_ending",
         "claim_withheld",
+        "claim_probations_over",
         "expire_requests",
         "expired_holds",
         "purge_requests",

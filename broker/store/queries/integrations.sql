@@ -2,7 +2,7 @@
 -- An integration with its custom definition, if it has one.
 i.environment_id, i.id, i.slug, i.ownership, i.redirect_key, i.description, i.enabled, i.state, i.state_reason, i.scopes, i.auth_methods,
        i.config, i.credentials_type, i.client_id, i.client_secret_ct, i.client_secret_last4, i.revision, p.definition AS custom_provider,
-       i.created_at, i.updated_at
+       i.suspect_since, i.created_at, i.updated_at
 
 -- name: integration
 -- One integration by id.

@@ -3,15 +3,20 @@
 -- the one gate: nothing is sent for a connection that is leased, waits, or holds a token of a backup, with credentials of before an edit,
 -- nor while the engine is sealed, nor in a database that nobody confirmed: a session may have outlived a failover.
 -- An attempt of which nothing is settled, by a holder that died or was fenced off, may have spent the token: it is ruled on first.
--- Where our credentials were refused, one refresh in a while tries them again; where grants are refused by the dozen, one in ten goes on.
-WITH leased AS (
+-- Where our credentials were refused, one refresh in a while tries them again, of whatever class: who refuses the client has not looked at
+-- the token. Where grants are refused by the dozen, one in ten goes on.
+WITH probe AS (
+    SELECT i.id FROM integration i JOIN connection c ON (c.environment_id, c.integration_id) = (i.environment_id, i.id)
+     WHERE c.environment_id = :environment_id AND c.id = :connection_id AND i.state = 'invalid' AND i.probe_at <= now()
+       FOR NO KEY UPDATE OF i SKIP LOCKED
+), leased AS (
     UPDATE connection c
        SET lease_holder = :holder, lease_until = now() + :lease::interval, fence = c.fence + 1
       FROM integration i
      WHERE c.environment_id = :environment_id AND c.id = :connection_id AND c.state = 'connected' AND c.version = :seen
        AND c.lease_until < now() AND c.retry_at <= now() AND NOT c.restored
        AND (i.environment_id, i.id) = (c.environment_id, c.integration_id) AND i.revision = :revision
-       AND (i.state <> 'invalid' OR (i.probe_at <= now() AND NOT c.in_doubt))
+       AND (i.state <> 'invalid' OR (NOT c.in_doubt AND EXISTS (SELECT FROM probe)))
        AND (i.suspect_since IS NULL OR random() < 0.1)
        AND EXISTS (SELECT FROM deployment
                     WHERE sealed_since IS NULL AND (system_identifier, timeline_id) = ({this_system}, {this_timeline}))
@@ -150,7 +155,8 @@ ORDER BY fence DESC LIMIT 1;
 -- name: mark_integration_invalid
 -- The provider refuses our client credentials: no connection changes, and none is refreshed but for a probe now and then. Those of an edit
 -- since the request was made are not blamed.
-UPDATE integration SET state = 'invalid', state_reason = :error, probe_at = now() + :probe_every::interval
+UPDATE integration SET state = 'invalid', state_reason = :error, probe_at = now() + :probe_every::interval,
+       invalid_since = CASE WHEN state = 'invalid' THEN invalid_since ELSE now() END
 WHERE environment_id = :environment_id AND id = :id AND revision = :revision AND state IN ('valid', 'invalid');
 
 -- name: integration_revision
