@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import os
-import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import asyncpg
 import httpx
 import pytest
 
-from broker.embedded import EmbeddedPostgres
 from broker.store.migrate import migrate
 from tests.acceptance.refresh_rig import Case, connected, eventually, refreshes
+from tests.faults.postgres import Postgres
 from tests.hostile import HostileServer
 from tests.rig import Backend, running_penstock
 
 pytestmark = pytest.mark.slow
 
+Away = Callable[[Postgres, Backend], AbstractAsyncContextManager[None]]
 PATIENCE = 6.5  # seconds within which every call is answered, whatever the database does
-
-
-class Postgres:
-    """A server of this module's own that can stop and come back under the same address."""
-
-    def __init__(self, directory: Path) -> None:
-        self._data = directory / "postgres" / "data"
-        self._server, self._link = EmbeddedPostgres(directory / "postgres"), directory / "socket-of-it"
-        self.dsn = f"postgresql://penstock@/penstock?host={self._link}"
-
-    def start(self) -> None:
-        self._server.start()
-        place = parse_qs(urlsplit(self._server.dsn).query)["host"][0]
-        self._link.unlink(missing_ok=True)
-        self._link.symlink_to(place)
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    async def pids(self) -> list[int]:
-        """Return the process ids of the server and of the backends that serve somebody."""
-        operator = await asyncpg.connect(self.dsn)
-        found = await operator.fetch("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'")
-        await operator.close()
-        return [int((self._data / "postmaster.pid").read_text().split()[0]), *(record["pid"] for record in found)]
 
 
 @pytest.fixture(scope="module")
@@ -124,28 +96,54 @@ async def test_stopped_database_hands_out_nothing_and_is_found_again(backend: Ba
     await eventually(is_ready)
 
 
-async def test_answer_received_during_an_outage_is_kept(
-    backend: Backend, provider: HostileServer, postgres_of_its_own: Postgres
-):
-    """T-73: the database goes while the provider answers; the new refresh token waits in memory for its return."""
-    grant = await connected(backend, "bob")
-    rejected = (await backend.access_token("bob"))["token_id"]
-    provider.once(stall_before_headers=1.0)
-    asking = asyncio.create_task(backend.token("bob", rejected_token_id=rejected))
-    await provider.until(lambda journal: journal.refreshes(grant))
-    postgres_of_its_own.stop()
+@asynccontextmanager
+async def crashed(server: Postgres, _backend: Backend) -> AsyncIterator[None]:
+    server.crash()
     try:
-        await provider.settled()
-        await asyncio.sleep(1)
-        assert (await backend.token("bob")).status_code == 503
+        yield
     finally:
-        postgres_of_its_own.start()
+        server.start()
+
+
+@asynccontextmanager
+async def read_only(server: Postgres, _backend: Backend) -> AsyncIterator[None]:
+    async with server.read_only():
+        yield
+
+
+@asynccontextmanager
+async def pool_exhausted(_server: Postgres, backend: Backend) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for _ in range(8):
+            await stack.enter_async_context(backend.penstock.services.database.session())
+        yield
+
+
+@pytest.mark.parametrize("away", [crashed, read_only, pool_exhausted])
+async def test_answer_received_while_the_database_is_away_is_kept(
+    backend: Backend, provider: HostileServer, postgres_of_its_own: Postgres, away: Away
+):
+    """T-73: with the body in hand it crashes, turns read-only, or has no connection left: on disk, and in when back."""
+    user = away.__name__
+    grant, held = await connected(backend, user), backend.penstock.services.receipts
+    rejected = (await backend.access_token(user))["token_id"]
+    provider.once(stall_before_headers=1.0)
+    asking = asyncio.create_task(backend.token(user, rejected_token_id=rejected))
+    await provider.until(lambda journal: journal.refreshes(grant))
+    async with away(postgres_of_its_own, backend):
+        await eventually(held.spool.intent_ids)
+        assert (held.in_memory, held.all_stored) == (False, False)
 
     await asyncio.wait_for(asking, 30)
-    token = (await again(backend, "bob")).json()["access_token"]
+    token = (await again(backend, user)).json()["access_token"]
     assert token["token_id"] != rejected
     assert provider.accepts(token["access_token"])
     assert len(await refreshes(provider, grant)) == 1
+
+    async def is_stored() -> bool:
+        return held.all_stored and not await held.spool.intent_ids()
+
+    await eventually(is_stored)
 
 
 async def test_refresh_without_a_store_is_not_begun(
@@ -206,18 +204,12 @@ async def test_killed_backends_cost_some_requests_and_no_other_error(
 async def test_hanging_database_holds_nobody_up_for_long(backend: Backend, postgres_of_its_own: Postgres):
     """Frozen, not gone: callers are told within seconds, and served as soon as it moves again."""
     await connected(backend, "eve")
-    frozen = []
-    try:
-        for pid in await postgres_of_its_own.pids():
-            with contextlib.suppress(ProcessLookupError):  # the backend that was asked has gone
-                os.kill(pid, signal.SIGSTOP)
-                frozen.append(pid)
-        async with asyncio.timeout(PATIENCE + 1):
-            answers = await asyncio.gather(*(backend.token("eve") for _ in range(5)))
-    finally:
-        for pid in frozen:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+    async with postgres_of_its_own.frozen(), asyncio.timeout(PATIENCE + 1):
+        asked = [backend.token("eve") for _ in range(5)]
+        *answers, ready, alive, measured = await asyncio.gather(
+            *asked, *(backend.call("GET", path) for path in ("/readyz", "/healthz", "/metrics"))
+        )
 
+    assert [answer.status_code for answer in (ready, alive, measured)] == [503, 200, 200]
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(503, "store_unavailable")}
     assert (await again(backend, "eve")).json()["active"] is True
