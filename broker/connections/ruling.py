@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from broker.alarm import alarm
 from broker.connections.bulkhead import Bulkheads
 from broker.connections.model import Connection, Tokens
+from broker.connections.outcomes import OUTCOMES, IntentOutcome, pause_after, verdict
 from broker.connections.providers import Providers
 from broker.connections.sending import Attempt, Target
-from broker.connections.outcomes import IntentOutcome
 from broker.connections.settle import AlreadySettled, Settlement, pinned_change
 from broker.connections.supervisor import ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
@@ -21,7 +21,7 @@ from broker.failpoint import failpoint
 from broker.log import error_type, log, where
 from broker.oauth.account import enrich_refresh
 from broker.oauth.http import HttpResponse
-from broker.oauth.model import ProviderDescriptor, Rotation, TokenOutcome, TokenSet
+from broker.oauth.model import Rotation, TokenSet
 from broker.oauth.template import MetadataRefused
 from broker.oauth.token import outcome_of
 from broker.vault.seal import DataKey
@@ -74,7 +74,7 @@ class Ruling:
     async def _doubted(
         self, attempt: Attempt, connection: Connection, rotation: Rotation, error: str | None
     ) -> RefreshResult:
-        alarm("refresh_in_doubt", provider=connection.slug, connection_id=connection.wire_id, reason=error)
+        _page("in_doubt", connection, error)
         return await self._settlement.doubt(attempt, connection, rotation, error=error)
 
     async def _ruled(
@@ -91,28 +91,20 @@ class Ruling:
             return await self._settlement.condemn(
                 attempt, connection, "account_mismatch", _FOREIGN, error=outcome.error
             )
-        came_to = verdict(outcome, descriptor)
+        came_to = verdict(outcome, descriptor.rotation)
         if came_to == "in_doubt":
             return await self._doubted(attempt, connection, descriptor.rotation, outcome.error)
         if came_to == "dead":
             cause = f"The provider refused the refresh token ({outcome.error or 'no code given'})."
             return await self._settlement.refuse(attempt, connection, cause, error=outcome.error)
+        _page(came_to, connection, outcome.error)
         if came_to == "config_fault":
-            alarm("provider_refuses_our_credentials", provider=connection.slug, error_code=outcome.error)
             return await self._settlement.blame_registration(attempt, connection, target.integration, outcome.error)
-        if came_to == "unknown":
-            alarm("provider_error_unknown", provider=connection.slug, error_code=outcome.error)
-        delay = self._pause(came_to, outcome.retry_after)
+        delay = pause_after(came_to, outcome.retry_after, random=self._random())
         if came_to == "throttled":
             told = ConnectionKey(attempt.environment_id, attempt.connection_id)
             self._bulkheads.throttled(connection.slug, target.registration.client_id, told, delay.total_seconds())
         return await self._settlement.release(attempt, connection, came_to, delay=delay, error=outcome.error)
-
-    def _pause(self, came_to: IntentOutcome, asked: timedelta | None) -> timedelta:
-        if came_to == "throttled":
-            return asked or timedelta(seconds=2 + 58 * self._random())
-        seconds = {"busy": 1 + 2 * self._random(), "refused_5xx": 0.3 + self._random()}
-        return timedelta(seconds=seconds.get(came_to, 60))
 
     # --- a success --------------------------------------------------------------------------------------------------
 
@@ -189,6 +181,12 @@ class Ruling:
         raise AssertionError("count never ends")
 
 
+def _page(outcome: IntentOutcome, connection: Connection, error: str | None) -> None:
+    pages = OUTCOMES[outcome].pages
+    if pages is not None:
+        alarm(pages, provider=connection.slug, connection_id=connection.wire_id, error_code=error)
+
+
 def pause(tries: int) -> float:
     """Return the seconds after which a write that has failed *tries* times is tried again, however often that was."""
     return 0.1 * 2.0 ** min(tries, 5)
@@ -212,21 +210,3 @@ def late(new: TokenSet) -> Tokens:
         token_type=new.token_type,
         metadata=dict(new.metadata),
     )
-
-
-def verdict(outcome: TokenOutcome, descriptor: ProviderDescriptor) -> IntentOutcome:
-    """Translate the protocol's outcome into the intent's, by rotation class where that decides."""
-    if outcome.kind == "unavailable":
-        return _server_error(descriptor.rotation)
-    names: dict[str, IntentOutcome] = {
-        "dead": "dead",
-        "busy": "busy",
-        "throttled": "throttled",
-        "client_fault": "config_fault",
-        "in_doubt": "in_doubt",
-    }
-    return names.get(outcome.kind, "unknown")
-
-
-def _server_error(rotation: Rotation) -> IntentOutcome:
-    return "refused_5xx" if rotation.server_error == "retry" else "in_doubt"

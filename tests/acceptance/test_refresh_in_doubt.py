@@ -32,7 +32,7 @@ def catalog() -> Mapping[str, MadeUp]:
 async def test_forgiving_provider_is_asked_again_at_once(
     backend: Backend, provider: HostileServer, store: Store, slug: str, lost: str
 ):
-    """Where the same refresh token goes on working, the waiting caller gets a token, not the failure."""
+    """T-40: where the same refresh token goes on working, the waiting caller gets a token, not the failure."""
     user = f"{slug}-{lost}"
     grant = await connected(backend, user, slug)
     await store.expire(user)
@@ -109,7 +109,7 @@ async def test_lost_request_costs_nothing_at_a_strict_provider(
 async def test_token_that_a_lost_refresh_may_have_killed_is_not_handed_out(
     backend: Backend, provider: HostileServer, store: Store
 ):
-    """R4 with K: the old token is presumed dead, so the replay goes at once and nothing is served on hope."""
+    """T-40: R4 with K: the old token is presumed dead, so the replay goes at once; nothing is served on hope."""
     user = "r4k-killed"
     grant = await connected(backend, user, "r4k")
     await store.near_end(user)
@@ -124,7 +124,7 @@ async def test_token_that_a_lost_refresh_may_have_killed_is_not_handed_out(
 async def test_lost_request_is_replayed_at_once_where_the_old_token_may_be_dead(
     backend: Backend, provider: HostileServer, store: Store
 ):
-    """R4 with K and a request that never arrived: the waiting caller gets the token of the replay."""
+    """T-41: R4 with K and a request that never arrived: the waiting caller gets the token of the replay."""
     grant = await connected(backend, "r4k-request", "r4k")
     await store.near_end("r4k-request")
     provider.once(scope="r4k", lose="request")
@@ -139,7 +139,7 @@ async def test_lost_request_is_replayed_at_once_where_the_old_token_may_be_dead(
 async def test_nothing_left_to_protect_is_replayed_for_the_waiting_caller(
     backend: Backend, provider: HostileServer, store: Store, slug: str
 ):
-    """A refresh that is lost after the old token's end is replayed without another wait for a floor long past."""
+    """T-41: a refresh lost after the old token's end is replayed without another wait for a floor long past."""
     user = f"{slug}-late"
     grant = await connected(backend, user, slug)
     await store.expire(user)
@@ -152,7 +152,7 @@ async def test_nothing_left_to_protect_is_replayed_for_the_waiting_caller(
 
 
 async def test_unknown_outcomes_never_become_a_verdict(backend: Backend, provider: HostileServer, store: Store):
-    """A replay that ends unknown is repeated, spaced out, whatever callers do, until the provider says yes or no."""
+    """T-48: a replay that ends unknown is repeated, spaced out, until the provider says yes or no."""
     user, slug = "outage", "r5k"
     grant = await connected(backend, user, slug)
     await store.expire(user)

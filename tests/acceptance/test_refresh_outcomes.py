@@ -160,7 +160,7 @@ async def test_unreadable_answer_is_no_verdict(
 
 
 async def test_unknown_error_code_ends_nothing(backend: Backend, provider: HostileServer, store: Store):
-    """A code that no list knows is ours to look into; the person is not asked to reconnect."""
+    """T-50: a code that no list knows is ours to look into; the person is not asked to reconnect."""
     grant = await connected(backend, "una")
     await store.expire("una")
     provider.once(scope=grant, answer=Answer(status=400, body=b'{"error": "quota_of_the_moon"}'))
