@@ -18,6 +18,12 @@ def catalog() -> Mapping[str, MadeUp]:
     return CLASSES
 
 
+@pytest.fixture(scope="module")
+def limits() -> str:
+    """Each test brings failures of its own: together they are no outage, and no circuit opens."""
+    return "breaker_faults=1000"
+
+
 @pytest.mark.parametrize(
     ("slug", "lost"),
     [

@@ -19,6 +19,12 @@ async def store(penstock: Penstock) -> AsyncIterator[Store]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def limits() -> str:
+    """Each test brings failures of its own: together they are no outage, and no circuit opens."""
+    return "breaker_faults=1000"
+
+
 @pytest.fixture(scope="module", autouse=True)
 async def acquitted(provider: HostileServer) -> AsyncIterator[None]:
     provider.tune(rotation="R5")
