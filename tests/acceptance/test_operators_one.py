@@ -286,6 +286,8 @@ async def test_grant_ended_at_the_provider_is_noticed_once(acme: Acme):
     assert {answer.json()["reason"] for answer in answers} == {"revoked"}
     changes = "SELECT count(*) FROM audit_record WHERE user_id = 'mia' AND action = 'state_changed'"
     assert await acme.value(changes) == 1
+    await acme.database.execute("UPDATE verdict SET given_at = given_at - interval '1 hour'")  # the brake's window
+    await acme.services.brake.tell()
     told = [name for name in await events_of(acme, "mia") if name.endswith("reauthorization_needed")]
     assert len(told) == len(set(told)) == 2
     assert len(acme.provider.journal.refreshes(grant)) == 1
