@@ -1,12 +1,12 @@
 # Thin on purpose: deploy/setup makes .venv what a lock file says, deploy/tied.py ends a command together with make.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check bench schema lock clean
+.PHONY: help demo dev test check bench bench-faults schema lock clean
 
 SETUP := deploy/setup
 RUN := exec .venv/bin/python -IS deploy/tied.py .venv/bin
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 demo: ## Set everything up, show the whole product once with emulated providers, and end
 	@$(SETUP)
@@ -31,6 +31,10 @@ check: ## Lint, types, layers, and the tests that need no further processes
 bench: ## Measure the token route against its baselines
 	@$(SETUP) dev
 	@$(RUN)/python -m tests.bench
+
+bench-faults: ## Live through a simulated day of faults, a stampede and a herd; QUICK=1 for about a minute
+	@$(SETUP) dev
+	@$(RUN)/python -m tests.bench.faults
 
 schema: ## Write migrations/schema.sql anew from the migrations
 	@$(SETUP)
