@@ -85,7 +85,8 @@ def _keyring(configured: Settings, versions: list[KeyVersion]) -> Finding:
 def _spool(configured: Settings) -> Finding:
     spool = Spool(configured.spool)
     try:
-        spool.open()
+        if not spool.examine():
+            return Finding("spool", "note", f"{configured.spool} does not exist", "It is made at the first start.")
     except BrokerError as exc:
         return failed("spool", exc)
     if aside := spool.count_aside():

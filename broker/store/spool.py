@@ -56,9 +56,17 @@ class Spool:
         try:
             self._try_out()
         except OSError as exc:
-            problem = f"names a directory in which nothing can be kept: {exc.strerror or error_type(exc)}"
-            remedy = "Give Penstock a directory of its own on a disk that outlives it, with 32 MiB free."
-            raise ConfigurationError("PENSTOCK_SPOOL", problem, remedy) from exc
+            raise _unusable(exc) from exc
+
+    def examine(self) -> bool:
+        """Say whether the directory is there, and make nothing; raise as `open` does, where that can be foreseen."""
+        if self._directory.exists():
+            self.open()
+            return True
+        parent = next(path for path in self._directory.parents if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise _unusable(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        return False
 
     async def has_room(self) -> bool:
         """Say whether an answer could be kept now; an operator is called when that ends."""
@@ -157,3 +165,9 @@ class Spool:
                     elif suffix == _PARTIAL and entry.stat().st_mtime < time() - _ABANDONED:
                         os.unlink(entry.path)
         return [intent_id for _, intent_id in sorted(found)]
+
+
+def _unusable(exc: OSError) -> ConfigurationError:
+    problem = f"names a directory in which nothing can be kept: {exc.strerror or error_type(exc)}"
+    remedy = "Give Penstock a directory of its own on a disk that outlives it, with 32 MiB free."
+    return ConfigurationError("PENSTOCK_SPOOL", problem, remedy)

@@ -67,6 +67,7 @@ def sound(tmp_path: Path) -> dict[str, str]:
         ("PENSTOCK_PROVIDER_HOSTS", f"github.com=http://{VALUE}:9001"),
         ("PENSTOCK_FAILPOINT", f"{VALUE}:kill"),
         ("PENSTOCK_PROVIDERS_DIR", f"/nowhere/{VALUE}"),
+        ("PENSTOCK_SPOOL", f"/dev/null/{VALUE}"),
         ("PENSTOCK_LOG", VALUE),
         ("PENSTOCK_DATABASE_URL_FILE", f"/nowhere/{VALUE}"),
         ("PENSTOCK_TYPO", VALUE),

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from broker.connections import reconcile
 from broker.connections.receipts import Receipts
 from broker.connections.ruling import COMMIT_TRIES
 from broker.errors import StoreUnavailable
@@ -139,6 +140,35 @@ async def test_answer_of_a_process_that_is_no_more_is_taken_up_with_the_time_it_
     assert await world.store.outcomes("cleo") == ["committed"]
     came = await world.store.pool.fetchval("SELECT received_at FROM receipt WHERE intent_id = $1", answer.intent_id)
     assert came == answer.received_at
+
+
+async def test_holders_have_a_moment_to_bring_their_answers_when_the_database_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deadline passed in the outage, and its holder is alive: it is not given up for lost before it could speak."""
+    monkeypatch.setattr(reconcile, "HOLDERS_FIRST", 0.3)
+    reconciler = world.penstock.services.reconciler
+    await expired(world, "ida")
+    before = world.refreshes()
+    world.provider.once(stall_before_headers=1.5)
+    asking = asyncio.create_task(world.backend.token("ida"))
+    await eventually(lambda: asyncio.sleep(0, world.refreshes() > before))
+    await world.store.abandon()
+    with monkeypatch.context() as away:
+        away.setattr(Receipts, "take_up_spooled", _away)
+        with pytest.raises(StoreUnavailable):
+            await reconciler.run()
+
+    await reconciler.run()
+    assert await world.store.outcomes("ida") == ["pending"]
+    await asyncio.sleep(0.3)
+    await reconciler.run()
+    assert await world.store.outcomes("ida") == ["in_doubt"]
+    assert (await asking).json()["active"] is True
+
+
+async def _away(_receipts: Receipts) -> None:
+    raise StoreUnavailable
 
 
 # --- out of the spool -----------------------------------------------------------------------------------------------

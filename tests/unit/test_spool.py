@@ -165,11 +165,19 @@ def test_unusable_directory_is_a_setting_that_is_wrong(tmp_path: Path, place: st
         monkeypatch.setattr(spooling, "ROOM", 1 << 60)
     chosen = {"a file": tmp_path / "file", "under a file": tmp_path / "file" / "spool", "full": tmp_path / "spool"}
 
-    with pytest.raises(ConfigurationError) as raised:
-        Spool(chosen[place]).open()
+    for look in (Spool.open, Spool.examine):
+        with pytest.raises(ConfigurationError) as raised:
+            look(Spool(chosen[place]))
 
-    assert raised.value.variable == "PENSTOCK_SPOOL"
-    assert "directory of its own" in raised.value.remedy
+        assert raised.value.variable == "PENSTOCK_SPOOL"
+        assert "directory of its own" in raised.value.remedy
+
+
+def test_looking_at_a_directory_that_is_yet_to_be_made_makes_nothing(tmp_path: Path):
+    """An operator's doctor would otherwise own what the server needs."""
+    assert Spool(tmp_path / "a" / "spool").examine() is False
+
+    assert not (tmp_path / "a").exists()
 
 
 async def test_operator_is_called_once_for_a_spool_that_has_become_unusable(spool: Spool, directory: Path):
