@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -154,10 +155,10 @@ async def test_process_does_not_end_while_only_its_memory_has_an_answer(
         )
         with full_disk(alone), full_disk(of_two):
             await asyncio.gather(*(in_trouble(server) for server in servers.values()))
-            for again in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
-                for server in servers.values():
-                    server.process.send_signal(again)
-                await asyncio.sleep(0.3)
+            for again in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+                for pid in (*alone.everybody, *of_two.everybody):  # as a terminal does, and a nervous operator
+                    os.kill(pid, again)
+                await asyncio.sleep(0.03)
             for server in servers.values():
                 with pytest.raises(TimeoutError):
                     await server.ends(within=1)
