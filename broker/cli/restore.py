@@ -9,6 +9,7 @@ import rich_click as click
 
 from broker.api.restore import confirmation_view, release_view, restore_view
 from broker.api.services import Services
+from broker.cli.bulk import note_option
 from broker.cli.common import as_json as json_option
 from broker.cli.common import environment as environment_option
 from broker.cli.common import operator, with_services
@@ -18,8 +19,6 @@ from broker.cli.selection import Name, connection_of
 from broker.connections.restore import Chosen, Confirmed, Evidence, Released, evidence_of
 
 _PAGE = 100
-
-note_option = click.option("--note", type=Name(200), metavar="TEXT", help="Why, for the audit record.")
 
 
 @click.group()
