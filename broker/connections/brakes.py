@@ -85,15 +85,21 @@ class Brakes:
                 raise InvalidState(f"The provider '{slug[:64]}' is not suspect; there is nothing to release.")
             concerned = 0
             for suspect in suspects:
-                believed = await self._believe(session, caller, suspect.id, note) if decision == "believe" else 0
-                await session.execute("trust_integration", environment_id=caller.environment_id, id=suspect.id)
-                retried = await session.execute(
-                    "forget_verdicts", environment_id=caller.environment_id, integration_id=suspect.id
-                )
-                concerned += believed if decision == "believe" else retried
+                concerned += await self._released(session, caller, suspect.id, decision, note)
             subject = records.Subject(provider=slug)
             await records.record(session, caller, "brake_released", subject, reason=decision, purpose=note)
         return concerned
+
+    async def _released(
+        self, session: Session, caller: Caller, integration_id: UUID, decision: Decision, note: str | None
+    ) -> int:
+        believed = await self._believe(session, caller, integration_id, note) if decision == "believe" else 0
+        await session.execute("trust_integration", environment_id=caller.environment_id, id=integration_id)
+        # After "believe" only those are left that have moved on or are being refreshed: the provider's next word counts.
+        retried = await session.execute(
+            "forget_verdicts", environment_id=caller.environment_id, integration_id=integration_id
+        )
+        return believed if decision == "believe" else retried
 
     async def _believe(self, session: Session, caller: Caller, integration_id: UUID, note: str | None) -> int:
         place = {"environment_id": caller.environment_id, "integration_id": integration_id}

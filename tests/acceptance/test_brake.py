@@ -76,8 +76,8 @@ class Crowd:
         return {(row["state"], row["state_reason"]) for row in rows}
 
     async def events(self, *users: str) -> list[int]:
-        """Tell what is due, and count for each how often applications heard that a consent is needed."""
-        await self.world.penstock.services.brake.tell()
+        """Tell what is due, as several nodes at once; count for each how often applications heard of it."""
+        await asyncio.gather(*(self.world.penstock.services.brake.tell() for _ in range(3)))
         return [await self.world.store.events(user, "reauthorization_needed") for user in users]
 
     async def braked(self) -> list[dict[str, Any]]:
@@ -214,6 +214,8 @@ async def test_burst_of_refusals_is_taken_back_and_disconnects_nobody(crowd: Cro
     assert (brake["kind"], brake["provider"], brake["share"]) == ("provider_suspect", "acme", pytest.approx(0.263))
     assert brake["verdicts"][0] == {"reason": "revoked", "error": "invalid_grant", "connections": 5}
 
+    answer = await crowd.world.backend.token(refused[0])
+    assert (answer.json()["code"], 1 <= int(answer.headers["retry-after"]) <= 60) == ("provider_unavailable", True)
     await store.end_probation()
     assert await crowd.events(*refused) == [0] * 6
 
