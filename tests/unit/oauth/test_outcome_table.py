@@ -170,14 +170,14 @@ def test_byte_order_mark_and_nan_are_forgiven():
 
 @pytest.mark.parametrize(("of", "code"), listed("dead"))
 def test_row_invalid_grant_or_its_equivalent_is_a_dead_candidate(of: ProviderDescriptor, code: str):
-    """Each code that a descriptor lists as dead is that, and nobody is paged for a user's own decision."""
+    """T-50: each code that a descriptor lists as dead is that, and nobody is paged for a user's own decision."""
     assert outcome(of, refusal_in_words_of(of, code)) == "dead"
     assert OUTCOMES["dead"].pages is None
 
 
 @pytest.mark.parametrize(("of", "code"), listed("client_fault"))
 def test_row_client_fault_is_ours_and_pages(of: ProviderDescriptor, code: str):
-    """`invalid_client` and each dialect's word for it change no connection, and page an operator."""
+    """T-45: `invalid_client` and each dialect's word for it change no connection, and page an operator."""
     assert outcome(of, refusal_in_words_of(of, code, status=401)) == "config_fault"
     assert OUTCOMES["config_fault"].pages == "provider_refuses_our_credentials"
 
@@ -193,7 +193,7 @@ def test_row_401_without_a_code_is_a_client_fault(of: ProviderDescriptor):
 @EVERY
 @pytest.mark.parametrize("code", ["invalid_scope", "unsupported_grant_type", "invalid_request", RARE, ""])
 def test_row_unknown_code_pages_and_kills_nothing(of: ProviderDescriptor, code: str):
-    """What no list of the descriptor has is for an operator to look into, whatever it sounds like."""
+    """T-50: what no list of the descriptor has is for an operator to look into, whatever it sounds like."""
     if code in of.errors.dead + of.errors.busy + of.errors.throttled + of.errors.client_fault:
         pytest.skip("this provider gives the code a meaning of its own")
     assert outcome(of, refusal_in_words_of(of, code)) == "unknown"
@@ -227,7 +227,7 @@ def test_row_busy_code_waits_a_moment_and_is_asked_once_more(of: ProviderDescrip
     ("header", "least", "most"), [("7", 7, 7), ("86400", 900, 900), ("0", 2, 60), ("nonsense", 2, 60), (None, 2, 60)]
 )
 def test_row_429_is_throttled_for_as_long_as_told(of: ProviderDescriptor, header: str | None, least: int, most: int):
-    """429 waits as told, up to 15 minutes, else between 2 and 60 seconds; whatever code its body has."""
+    """T-47: 429 waits as told, up to 15 minutes, else between 2 and 60 seconds; whatever code its body has."""
     stated = {} if header is None else {"retry_after": header}
     for body in ({"error": "invalid_grant"}, {}, []):
         found = came_to(of, json_answer(body, 429, **stated))
@@ -239,14 +239,14 @@ def test_row_429_is_throttled_for_as_long_as_told(of: ProviderDescriptor, header
 
 @pytest.mark.parametrize(("of", "code"), listed("throttled"))
 def test_row_throttle_code_is_throttled_under_any_status(of: ProviderDescriptor, code: str):
-    """Zoho's "Access Denied", Slack's ratelimited in a 200: too many requests, and nobody's grant."""
+    """T-47: Zoho's "Access Denied", Slack's ratelimited in a 200: too many requests, and nobody's grant."""
     assert {outcome(of, refusal_in_words_of(of, code, status=status)) for status in (200, 400, 403)} == {"throttled"}
 
 
 @EVERY
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 599])
 def test_row_5xx_is_no_verdict_on_a_grant(of: ProviderDescriptor, status: int):
-    """A server that fails cannot be believed about a grant, though its body says `invalid_grant`."""
+    """T-48: a server that fails cannot be believed about a grant, though its body says `invalid_grant`."""
     expected = "refused_5xx" if of.rotation.server_error == "retry" else "in_doubt"
     for body in (json_answer({"error": "invalid_grant"}, status), raw_answer(b"<h1>Bad gateway</h1>", status)):
         assert outcome(of, body) == expected
