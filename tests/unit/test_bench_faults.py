@@ -11,7 +11,7 @@ from tests.bench.faults.day import DayPlan, run_day
 from tests.bench.faults.drain import drain
 from tests.bench.faults.model import BY_SLUG, Person, Rates, Timing, drawn, people
 from tests.bench.faults.provider import Mishap
-from tests.bench.faults.redis import program, running_redis
+from tests.bench.faults.redis_server import program, running_redis
 from tests.bench.faults.report import by_cause, losses
 from tests.bench.faults.stampede import stampede
 from tests.bench.faults.verdict import cause_of, fate_of, floor, in_window, replays

@@ -18,14 +18,14 @@ from broker.embedded import EmbeddedPostgres
 from tests.bench.faults.day import DayPlan, run_day
 from tests.bench.faults.drain import drain
 from tests.bench.faults.model import Timing
-from tests.bench.faults.redis import running_redis
+from tests.bench.faults.redis_server import running_redis
 from tests.bench.faults.report import Report, by_cause, losses, render, without_grants
 from tests.bench.faults.stampede import stampede
 from tests.bench.machine import Machine
 from tests.bench.processes import ProcessFailed
 
 PARTS = ("day", "stampede", "drain")
-QUICK = {"connections": 1000, "hours": 4.0, "drained": 1000, "rounds": 3}
+QUICK = (1000, 4.0, 1000, 3)  # connections, hours, drained, rounds
 
 
 @click.command(help=__doc__)
@@ -38,7 +38,7 @@ QUICK = {"connections": 1000, "hours": 4.0, "drained": 1000, "rounds": 3}
 @click.option("--drained", type=click.IntRange(1), default=10_000, show_default=True, help="Connections of the drain.")
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Of the stampede.")
 @click.option("--only", type=click.Choice(PARTS), multiple=True, help="Measure this part; may be repeated.")
-@click.option("--quick", is_flag=True, envvar="QUICK", help=f"About a minute: {QUICK}.")
+@click.option("--quick", is_flag=True, envvar="QUICK", help="A small run of about a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
     "--output",
@@ -60,8 +60,7 @@ def main(
     output: Path,
 ) -> None:
     if quick:
-        connections, hours = int(QUICK["connections"]), QUICK["hours"]
-        drained, rounds = int(QUICK["drained"]), int(QUICK["rounds"])
+        connections, hours, drained, rounds = QUICK
     plan = DayPlan(connections=connections, hours=hours, seed=seed, timing=Timing(scale))
     output.parent.mkdir(parents=True, exist_ok=True)
     # asyncio turns an interrupt into an orderly end of what we started; a request to terminate deserves the same.

@@ -113,6 +113,7 @@ def _day(day: Day, report: Report) -> Iterator[RenderableType]:
     yield Text(f"{hours:g} simulated hours, {count:,} connections: naive lost {theirs}, {times}", style="bold")
     must = sum(row.delivered + row.grace for row in report.losses)
     yield Text(f"Lost by Penstock with the answer delivered or a grace: {must}", style="red" if must else "green")
+    yield Text(f"Of the connections at strict classes, those with a floor: {_shares(report.losses)}")
     yield _losses_table(report.losses)
     yield Text(f"naive, lost by: {_listed(report.naive_by_cause)}")
     for name, met in day.faults.items():
@@ -125,6 +126,14 @@ def _day(day: Day, report: Report) -> Iterator[RenderableType]:
     yield Text(f"penstock: {refreshes:,} refreshes, {replayed}")
     yield Text(f"penstock: {day.without_cause} need reauthorization without a cause, {day.unsettled} cannot say")
     yield Text("\n".join(_conditions(day)), style="dim")
+
+
+def _shares(rows: Sequence[Losses]) -> str:
+    strict = [row for row in rows if row.floor]
+    count = sum(row.connections for row in strict) or 1
+    ours, theirs = sum(row.window + row.wire + row.delivered for row in strict), sum(row.naive for row in strict)
+    floor_ = sum(row.floor for row in strict)
+    return f"naive lost {theirs / count:.1%}, penstock {ours / count:.1%}, the wire alone takes {floor_ / count:.1%}"
 
 
 def _losses_table(rows: Sequence[Losses]) -> Table:

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from tests.bench.faults.provider import USUAL
-from tests.bench.faults.redis import program, running_redis
+from tests.bench.faults.redis_server import program, running_redis
 from tests.bench.faults.servers import Caller, Field, Told, field
 from tests.bench.faults.stores import connected
 from tests.bench.processes import Server
