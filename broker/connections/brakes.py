@@ -95,7 +95,7 @@ class Brakes:
     ) -> int:
         believed = await self._believe(session, caller, integration_id, note) if decision == "believe" else 0
         await session.execute("trust_integration", environment_id=caller.environment_id, id=integration_id)
-        # After "believe" only those are left that have moved on or are being refreshed: the provider's next word counts.
+        # After "believe" only those are left that moved on or are being refreshed: the provider speaks for them again.
         retried = await session.execute(
             "forget_verdicts", environment_id=caller.environment_id, integration_id=integration_id
         )
