@@ -21,7 +21,7 @@ from tests.acceptance.refresh_rig import (
     variables,
 )
 from tests.hostile import HostileServer
-from tests.rig import Backend, Penstock, running_penstock
+from tests.rig import Backend, running_penstock
 
 ZOHO = MadeUp(
     rotation='class = "R0"',
@@ -37,17 +37,9 @@ def catalog() -> Mapping[str, MadeUp]:
 
 
 @pytest.fixture(scope="module")
-async def penstock(
-    database_dsn: str,
-    provider: HostileServer,
-    catalog: Mapping[str, MadeUp],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Penstock]:
-    """A server whose circuits open and are tried again within seconds, and which waits half a second for answers."""
-    home = tmp_path_factory.mktemp("penstock")
-    settings = {**variables(catalog, provider, home), "PENSTOCK_REFRESH_LIMITS": LIMITS}
-    async with running_penstock(database_dsn, home, worker=False, **settings) as server:
-        yield server
+def limits() -> str:
+    """Circuits open and are tried again within seconds, and answers are waited for half a second."""
+    return LIMITS
 
 
 def waits(answer: httpx.Response) -> int:
