@@ -29,6 +29,12 @@ def worker() -> bool:
 
 
 @pytest.fixture(scope="module")
+def limits() -> str:
+    """PENSTOCK_REFRESH_LIMITS of the server; empty: the defaults."""
+    return ""
+
+
+@pytest.fixture(scope="module")
 async def provider(catalog: Mapping[str, MadeUp]) -> AsyncIterator[HostileServer]:
     async with HostileServer(routes=routes(list(catalog))) as server:
         yield server
@@ -40,10 +46,11 @@ async def penstock(
     provider: HostileServer,
     catalog: Mapping[str, MadeUp],
     worker: bool,
+    limits: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Penstock]:
     home = tmp_path_factory.mktemp("penstock")
-    settings = variables(catalog, provider, home)
+    settings = {**variables(catalog, provider, home), "PENSTOCK_REFRESH_LIMITS": limits}
     async with running_penstock(database_dsn, home, worker=worker, **settings) as server:
         yield server
 

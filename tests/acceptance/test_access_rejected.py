@@ -21,6 +21,12 @@ async def store(penstock: Penstock) -> AsyncIterator[Store]:
 
 
 @pytest.fixture(scope="module")
+def limits() -> str:
+    """Each test brings failures of its own: together they are no outage, and no circuit opens."""
+    return "breaker_faults=1000"
+
+
+@pytest.fixture(scope="module")
 async def second(
     penstock: Penstock, provider: HostileServer, database_dsn: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Backend]:

@@ -74,7 +74,7 @@ async def test_every_call_at_the_providers_api_has_an_earlier_record_of_its_toke
     used = await used_at_the_api(provider, grants)
     recorded = await recorded_since(store, before)
     assert sum(map(len, used.values())) > ACTS / 2
-    assert len({version for _, version in used}) > 2, "there were refreshes in between"
+    assert any(version > 1 for _, version in used), "there were refreshes in between"
     assert used.keys() <= recorded.keys()
     assert 0 <= sum(map(len, recorded.values())) - sum(map(len, used.values())) <= len(undecided)
     for of, times in used.items():

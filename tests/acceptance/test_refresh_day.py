@@ -16,7 +16,7 @@ from tests.soak.clock import VirtualClock
 
 pytestmark = pytest.mark.slow
 
-TIMES, EVERY = 12, 7200  # so often in the day, and so many seconds after the last, each caller asks
+TIMES, EVERY = 8, 3 * 3600  # so often in the day, and so many seconds after the last, each caller asks
 PERSONALITIES = {slug: CLASSES[slug] for slug in ("r0", "r1", "r2", "r3", "r4k", "r5k")}
 ANSWERS = ("rotate", "omitted", "same", "null", "empty")  # what a refresh says of the refresh token
 EVERY_KIND = list(product(PERSONALITIES, ANSWERS))
