@@ -72,7 +72,6 @@ class Receipts:
             ct=sealed.blob,
             kek_ref=sealed.kek_ref,
         )
-        failpoint("receipt.before")
         held = self._held[answer.intent_id] = _Held(answer, ConnectionKey(attempt.environment_id, connection.id))
         self._begin(self._store(held))
         if not await _within(FIRST_TRY, held.durable, held.refused):
@@ -116,6 +115,7 @@ class Receipts:
         """Offer an answer to the database until it has it, or turns out to know nothing of the attempt."""
         for tries in itertools.count():
             try:
+                failpoint("receipt.before")
                 held.stored = await self._inserted(held.answer)
                 break
             except Exception as exc:  # whatever its reason

@@ -15,6 +15,7 @@ from broker import ids
 from broker.connections.bulkhead import Bulkheads, NotNow, Visit
 from broker.connections.model import Connection
 from broker.connections.orphans import Orphans
+from broker.connections.outcomes import pause_after
 from broker.connections.providers import Providers
 from broker.connections.receipts import Receipts
 from broker.connections.ruling import Ruling
@@ -225,10 +226,12 @@ class RefreshEngine:
             return await self._settlement.release(
                 attempt, target.connection, "not_sent", delay=timedelta(seconds=30), error=refused.code
             )
-        visit.answered(response.status)
         received_at = _by_database(attempt, leased_at)
-        failpoint("http.after_body")
-        await self._receipts.keep(attempt, target.connection, response, prepared.receipt_key, received_at)
+        try:
+            visit.answered(response.status)
+            failpoint("http.after_body")
+        finally:  # a rotating refresh token is spent: whatever goes wrong up to here, its answer is kept
+            await self._receipts.keep(attempt, target.connection, response, prepared.receipt_key, received_at)
         failpoint("receipt.after")
         return await self._ruling.on_answer(attempt, target, response, received_at, prepared.version_key)
 
@@ -237,7 +240,7 @@ class RefreshEngine:
     ) -> RefreshResult:
         connection = prepared.target.connection
         if failure.state is SendState.NOT_SENT:
-            delay = timedelta(seconds=0.3 + 0.7 * self._random())
+            delay = pause_after("not_sent", None, random=self._random())
             return await self._settlement.release(attempt, connection, "not_sent", delay=delay, error=failure.reason)
         if failure.partial is not None:
             await self._receipts.keep(attempt, connection, failure.partial, prepared.receipt_key, received_at)

@@ -90,17 +90,20 @@ class Outbound:
         raise failure
 
     async def _exchanged(self, exchange: Exchange, request: HttpRequest, to: Destination) -> HttpResponse:
-        async with (
-            asyncio.timeout(SENDING) as exchange.clock,
-            self._pool.stream(
-                request.method,
-                httpcore.URL(scheme=to.scheme, host=to.host, port=to.port, target=to.target),
-                headers=_headers(request, to),
-                content=request.body if request.body or request.method != "GET" else None,
-                extensions={"timeout": exchange.timeouts(self._connect_timeout), "trace": exchange.trace},
-            ) as answer,
-        ):
-            return await exchange.read(answer)
+        try:
+            async with (
+                asyncio.timeout(SENDING) as exchange.clock,
+                self._pool.stream(
+                    request.method,
+                    httpcore.URL(scheme=to.scheme, host=to.host, port=to.port, target=to.target),
+                    headers=_headers(request, to),
+                    content=request.body if request.body or request.method != "GET" else None,
+                    extensions={"timeout": exchange.timeouts(self._connect_timeout), "trace": exchange.trace},
+                ) as answer,
+            ):
+                return await exchange.read(answer)
+        finally:
+            exchange.close()
 
     async def aclose(self) -> None:
         """Close every connection; calls under way fail."""

@@ -19,7 +19,8 @@ from broker.outbound.backend import ResolveFailed
 SENDING = 20.0  # seconds from the start to the last request byte; with a token call's deadline, the intent's 140 s
 _WRITE = 10.0  # for each of headers and body
 _POOL = 5.0
-_BACKSTOP = 5.0  # after the deadline, so that it is never the one that strikes
+_STOPPED = 1.0  # seconds by which a deadline strikes late only where the whole process stood still
+_CATCH_UP = 2.0  # seconds it then has for what has come meanwhile
 _PIECES = 65_536  # of a body; more, at a few bytes each, is a server that wants our CPU
 
 
@@ -64,12 +65,14 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._waiting = False  # for the answer
+        self._strike: asyncio.TimerHandle | None = None
         self._handshake = False
         self._head: httpcore.Response | None = None
         self._body = bytearray()
 
     def timeouts(self, connect: float) -> dict[str, float]:
-        return {"connect": connect, "write": _WRITE, "read": self._deadline + _BACKSTOP, "pool": _POOL}
+        # Reading has the deadline alone: a timer of httpcore's would strike before what has come is read, too.
+        return {"connect": connect, "write": _WRITE, "pool": _POOL}
 
     async def trace(self, event: str, _info: Mapping[str, Any]) -> None:
         """Take httpcore's word for how far the request has come."""
@@ -83,7 +86,19 @@ class Exchange:
             # Follows the last request byte, also when the server stopped reading early and httpcore goes on regardless.
             failpoint("http.after_send")
             self._waiting = True
-            self.clock.reschedule(self._loop.time() + self._deadline)
+            self.clock.reschedule(None)
+            due = self._loop.time() + self._deadline
+            self._strike = self._loop.call_at(due, self._struck, due)
+
+    def _struck(self, due: float) -> None:
+        """Let the deadline strike. A process that was stopped first takes what its kernel has for it (T-39)."""
+        now = self._loop.time()
+        self.clock.reschedule(now + _CATCH_UP if now - due > _STOPPED else now)
+
+    def close(self) -> None:
+        """Forget the deadline: the call is over."""
+        if self._strike is not None:
+            self._strike.cancel()
 
     async def read(self, head: httpcore.Response) -> HttpResponse:
         """Return the answer. Its body is kept as it comes, undecoded: a gzip bomb stays as small as it was sent."""
