@@ -49,6 +49,17 @@ async def test_broken_connection_makes_room_for_the_next_of_its_integration(worl
     assert [await world.penstock.services.keep_alive.run() for _ in range(3)] == [4, 1, 0]
 
 
+async def test_keep_alive_that_failed_keeps_no_caller_waiting(world: World) -> None:
+    """Nobody asked for it, so its next try is later; whoever needs a token now is not told to wait for that."""
+    await world.connect()
+    await world.store.set("ada", IDLE)
+    await without_credentials(world)
+    assert [await world.penstock.services.keep_alive.run() for _ in range(2)] == [1, 0]
+    await world.store.pool.execute("UPDATE integration SET client_id = 'acme-client', state = 'valid'")
+    await world.store.expire("ada")
+    assert (await world.backend.access_token())["degraded"] is False
+
+
 async def test_lapsed_refresh_token_is_not_kept_alive(world: World) -> None:
     """Its idle end is over: only a caller's need may still try it."""
     await world.connect()

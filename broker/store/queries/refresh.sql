@@ -283,20 +283,16 @@ WHERE environment_id = :environment_id AND connection_id = :connection_id AND st
 
 -- name: idle_connections
 -- Connections whose refresh token is past 60 % ± 20 % of its idle life, spread by a hash of the id, and has not lapsed; each at most once an
--- hour, and of one integration only a few, so that one that fails leaves room for the others.
+-- hour, and of one integration only a few, so that one that fails leaves room for the others; none of those that were tried in vain.
 SELECT environment_id, id, version
 FROM (SELECT c.environment_id, c.id, c.version, c.rt_idle_exp,
              row_number() OVER (PARTITION BY c.environment_id, c.integration_id ORDER BY c.rt_idle_exp, c.id) AS place
         FROM connection c
        WHERE c.state = 'connected' AND c.refreshable AND NOT c.in_doubt AND c.rt_idle_exp > now() AND c.retry_at <= now()
-         AND c.lease_until < now() AND coalesce(c.last_refreshed_at, c.created_at) < now() - interval '1 hour'
+         AND c.lease_until < now() AND c.id <> ALL (:put_off::uuid[])
+         AND coalesce(c.last_refreshed_at, c.created_at) < now() - interval '1 hour'
          AND now() > coalesce(c.last_refreshed_at, c.created_at) + (c.rt_idle_exp - coalesce(c.last_refreshed_at, c.created_at))
                    * (0.4 + 0.4 * (abs(hashtextextended(c.id::text, 0)) % 1000) / 1000.0)) due
 WHERE place <= :most_per_integration
 ORDER BY rt_idle_exp
 LIMIT :most;
-
--- name: put_off_keep_alive
--- A refresh that failed before anything could be sent leaves no other trace of its failure.
-UPDATE connection SET retry_at = now() + :wait::interval
-WHERE environment_id = :environment_id AND id = :connection_id AND version = :version AND retry_at <= now() AND lease_until < now();
