@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import uvloop
 
-import broker.connections.receipts
 import broker.connections.refresh
 import broker.connections.ruling
 import broker.connections.settle
@@ -38,7 +37,7 @@ from tests.bench.faults.model import drawn, number_of
 SEED, CRASH = "BENCH_SEED", "BENCH_CRASH"
 # Where a crash after the answer falls: by the round trips to PostgreSQL that follow each place, one of about ten before
 # the receipt is durable. reliability.md 5.2 assumes the same tenth.
-WINDOW = "receipt.before"
+WINDOW = "receipt.before"  # of all that keeps an answer, whose tasks would outlive this refresh's
 PLACES = ((0.10, WINDOW), (0.30, "receipt.after"), (0.45, "commit.before"), (0.85, "commit.mid"), (1.0, "commit.after"))
 
 
@@ -76,6 +75,7 @@ class Node:
         # Every refresh of the process comes through here.
         supervisor = services.supervisor
         self._refresh, supervisor._refresh = supervisor._refresh, self._crashing
+        self._keep, services.receipts.keep = services.receipts.keep, self._keeping  # type: ignore[method-assign]
 
     async def _crashing(self, key: ConnectionKey, newer_than: int | None) -> RefreshResult:
         number = number_of(key.connection_id)
@@ -94,6 +94,10 @@ class Node:
             raise
         finally:
             self._running.remove(course)
+
+    async def _keeping(self, *answer: Any) -> None:
+        fail_here(WINDOW)
+        await self._keep(*answer)
 
     async def ask(self, given: Any) -> Answer:
         """Ask for a token as a caller would, whose process may have died under the answer."""
@@ -130,12 +134,7 @@ async def ready(_given: Any) -> int:
 async def main() -> None:
     configure("json")
     name, configured = sys.argv[1], settings.load({k: v for k, v in os.environ.items() if k.startswith("PENSTOCK_")})
-    for module in (
-        broker.connections.receipts,
-        broker.connections.refresh,
-        broker.connections.ruling,
-        broker.connections.settle,
-    ):
+    for module in (broker.connections.refresh, broker.connections.ruling, broker.connections.settle):
         module.failpoint = fail_here  # type: ignore[attr-defined]
     async with open_services(configured) as services:
         services.receipts.spool.open()
