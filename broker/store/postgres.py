@@ -33,6 +33,8 @@ _GONE = (
     TimeoutError,
 )
 
+IDLE_IN_TRANSACTION = "30s"  # no statement is that long in coming; far below a lease
+
 
 class Statement(msgspec.Struct, frozen=True):
     """One named statement, its `:names` turned into `$1 …` in the order of `parameters`."""
@@ -176,7 +178,8 @@ class Database:
     def _server_settings(self) -> dict[str, str]:
         # A hand-out or a refresh intent that a power cut could undo would break promises 1 and 6: insist on "on",
         # whatever the server's default. Tests run on a server without fsync and say so.
-        settings = {"application_name": "penstock"}
+        # A process that hangs in a transaction must not keep its rows locked for as long as it lives.
+        settings = {"application_name": "penstock", "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION}
         if self._durable:
             settings["synchronous_commit"] = "on"
         return settings

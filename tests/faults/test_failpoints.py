@@ -118,6 +118,10 @@ def raising(point: str) -> Iterator[None]:
 
 async def given_up(backend: Backend, store: Store) -> None:
     """Let the dead holders' deadlines and leases pass, the sessions of the hung ones end, and reconcile."""
+    await store.pool.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+    )
     await store.abandon()
     await backend.penstock.services.reconciler.run()
 
@@ -128,6 +132,13 @@ async def near_their_end(backend: Backend, store: Store, name: str) -> dict[str,
     for slug in PROVIDERS:
         await store.near_end(f"{name}-{slug}")
     return {slug: (f"{name}-{slug}", grant) for slug, grant in zip(PROVIDERS, grants, strict=True)}
+
+
+async def test_transaction_of_a_hung_process_ends_by_itself(backend: Backend):
+    """Its rows are free again in half a minute, which the tests below do not wait for."""
+    connection = await backend.penstock.services.database.connect()
+    assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "30s"
+    await connection.close()
 
 
 @pytest.mark.parametrize(
