@@ -1,6 +1,6 @@
 # Thin on purpose: deploy/setup makes .venv what a lock file says, deploy/tied.py ends a command together with make.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check bench bench-faults schema lock clean
+.PHONY: help demo dev test check bench bench-faults soak schema lock clean
 
 SETUP := deploy/setup
 RUN := exec .venv/bin/python -IS deploy/tied.py .venv/bin
@@ -35,6 +35,10 @@ bench: ## Measure the token route against its baselines
 bench-faults: ## Live through a simulated day of faults, a stampede and a herd; QUICK=1 for about a minute
 	@$(SETUP) dev
 	@$(RUN)/python -m tests.bench.faults
+
+soak: ## Tell random stories of faults for SECONDS=600, or those of one SEED=…: make soak SEED=42
+	@$(SETUP) dev
+	@$(RUN)/python -m tests.soak --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 schema: ## Write migrations/schema.sql anew from the migrations
 	@$(SETUP)

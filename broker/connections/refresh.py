@@ -83,13 +83,16 @@ class RefreshEngine:
         to_replace = newer_than
         for tries in itertools.count(1):
             connection = await self._connection(key)
-            if connection is None or connection.state != "connected":
+            if connection is None:
                 return RefreshResult("condemned")
-            if to_replace is not None and connection.version > to_replace:
+            if connection.state == "connected" and to_replace is not None and connection.version > to_replace:
                 return RefreshResult("renewed", version=connection.version)
             try:
+                # Whatever the state: a late answer takes back the verdict that it was lost.
                 if await self.orphans.adopt(*key):
                     connection = await self._connection(key) or connection
+                if connection.state != "connected":
+                    return RefreshResult("condemned")
                 to_replace = connection.version
                 result = await self._attempted(key, connection)
             except VaultError as exc:
