@@ -32,6 +32,7 @@ from broker.outbound import SendFailed, SendState
 from broker.store.coordination import WakeUps
 from broker.store.postgres import Database
 
+LOOK_UPS = 4  # at once, of refreshes that have no place yet: thousands must not keep those that have one from the pool
 LONGEST_WAIT = 50.0  # seconds for somebody else's refresh; official clients give up at 60
 
 
@@ -71,6 +72,7 @@ class RefreshEngine:
         self._ruling, self._settlement, self._wake_ups = ruling, settlement, wake_ups
         self._bulkheads, self._limits = bulkheads, limits
         self._holder, self._random = holder, random
+        self._looking_up = asyncio.Semaphore(LOOK_UPS)
         self.preparation = Preparation(database, vault, providers)
         self.orphans = Orphans(database, vault)
 
@@ -82,15 +84,17 @@ class RefreshEngine:
         """
         to_replace = newer_than
         for tries in itertools.count(1):
-            connection = await self._connection(key)
+            async with self._looking_up:
+                connection = await self._connection(key)
             if connection is None:
                 return RefreshResult("condemned")
             if connection.state == "connected" and to_replace is not None and connection.version > to_replace:
                 return RefreshResult("renewed", version=connection.version)
             try:
                 # Whatever the state: a late answer takes back the verdict that it was lost.
-                if await self.orphans.adopt(*key):
-                    connection = await self._connection(key) or connection
+                async with self._looking_up:
+                    if await self.orphans.adopt(*key):
+                        connection = await self._connection(key) or connection
                 if connection.state != "connected":
                     return RefreshResult("condemned")
                 to_replace = connection.version
@@ -111,8 +115,7 @@ class RefreshEngine:
     async def _attempted(self, key: ConnectionKey, connection: Connection) -> RefreshResult:
         """Make one attempt in a free place at the provider; somebody else's is waited for outside of it."""
         try:
-            route = await self.preparation.route(connection)
-            client_id, host = route.integration.client_id or "", route.host
+            client_id, host = await self._line(connection)
             async with self._bulkheads.place(connection.slug, host, client_id, key) as visit:
                 result = await self._leased(key, connection, host, visit)
         except NotNow as not_now:
@@ -121,6 +124,12 @@ class RefreshEngine:
             log.error("refresh_not_configured", provider=connection.slug, error_code=exc.code)
             return await self._settlement.blame_configuration(connection, exc.code)
         return result if result is not None else await self._waited(connection)
+
+    async def _line(self, connection: Connection) -> tuple[str, str]:
+        """Return with which client id and at which host *connection* stands in line, and hold no more for so long."""
+        async with self._looking_up:
+            route = await self.preparation.route(connection)
+        return route.integration.client_id or "", route.host
 
     async def _leased(self, key: ConnectionKey, seen: Connection, host: str, visit: Visit) -> RefreshResult | None:
         """Take the lease and refresh; None when it is not to be had, or the refresh was made elsewhere meanwhile."""

@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from broker.connections.model import Connection
+from broker.connections.refresh import LOOK_UPS, RefreshEngine
 from broker.connections.supervisor import ConnectionKey
 from tests.acceptance.refresh_rig import Case, Store, connected, eventually, insistent, opened_store
 from tests.conftest import FreshDatabase
@@ -92,7 +95,7 @@ async def test_queued_refresh_that_another_server_made_costs_no_call(
     fresh_database: FreshDatabase, tmp_path_factory: pytest.TempPathFactory
 ):
     """T-34: two servers queue the same connections; whoever comes second finds the token renewed and asks nobody."""
-    users = [f"u{number}" for number in range(12)]
+    users = [f"u{number}" for number in range(6)]
     dsn = await fresh_database()
     async with (
         HostileServer() as provider,
@@ -119,8 +122,8 @@ async def test_queued_refresh_that_another_server_made_costs_no_call(
 async def test_callers_come_before_what_nobody_waits_for(
     fresh_database: FreshDatabase, tmp_path_factory: pytest.TempPathFactory
 ):
-    """T-35: behind twenty refreshes in the background, a caller's is the next one to reach the provider."""
-    users = [f"u{number}" for number in range(20)]
+    """T-35: behind eight refreshes in the background, a caller's is the next one to reach the provider."""
+    users = [f"u{number}" for number in range(8)]
     dsn = await fresh_database()
     async with (
         HostileServer() as provider,
@@ -142,3 +145,28 @@ async def test_callers_come_before_what_nobody_waits_for(
         assert grant in [entry.grant for entry in provider.journal.refreshes()[:3]]
         provider.tune(latency=0.0)
         await eventually(lambda: asyncio.sleep(0, len(refreshed(provider)) == len(users) + 1))
+
+
+async def test_herd_leaves_the_database_to_those_who_have_a_place(
+    fresh_database: FreshDatabase, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """T-35: of hundreds that look up where to stand in line, a few do so at once; the pool is not theirs alone."""
+    at_once: list[int] = [0]
+    looked_up = RefreshEngine._connection
+
+    async def counted(engine: RefreshEngine, key: ConnectionKey) -> Connection | None:
+        at_once.append(at_once[-1] + 1)
+        try:
+            return await looked_up(engine, key)
+        finally:
+            at_once.append(at_once[-1] - 1)
+
+    monkeypatch.setattr(RefreshEngine, "_connection", counted)
+    home = tmp_path_factory.mktemp("one")
+    async with HostileServer() as provider, serving(await fresh_database(), home, provider, "") as backend:
+        supervisor = backend.penstock.services.supervisor
+        nobodys = [ConnectionKey("default", uuid4()) for _ in range(300)]
+        results = await asyncio.gather(*(supervisor.wait(key, 30) for key in nobodys))
+
+    assert {result.kind for result in results} == {"condemned"}
+    assert 1 < max(at_once) <= LOOK_UPS
