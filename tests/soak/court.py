@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from uuid import UUID
 
 import asyncpg
@@ -22,7 +23,7 @@ ON_ITS_WAY = 2.0  # seconds from the last byte of an answer to the version that 
 _REFUSALS = ("busy", "throttled", "bad_client", "server_error")
 _ACCOUNTS = "SELECT id, version, state, state_reason, state_cause FROM connection"
 _INTENTS = "SELECT connection_id, rt_fp, parent_id IS NOT NULL AS replay, outcome FROM refresh_intent"
-_UNANSWERED = """SELECT rt_fp FROM refresh_intent i WHERE outcome = 'pending'
+_UNANSWERED = """SELECT rt_fp FROM refresh_intent i WHERE outcome IN ('pending', 'in_doubt')
     AND NOT EXISTS (SELECT FROM receipt p WHERE (p.environment_id, p.intent_id) = (i.environment_id, i.id))"""
 _GIVEN_UP = "SELECT rt_fp FROM refresh_intent WHERE outcome = 'in_doubt' AND error = 'deadline'"
 _HANDED_OUT = "SELECT connection_id, count(*) FROM audit_record WHERE action = 'token_issued' GROUP BY connection_id"
@@ -168,6 +169,18 @@ class Court:
                 yield f"{token} was sent {len(entries)} times, with {intents[mark]} intents"
             if again > replays[mark]:
                 yield f"I2: {token} was replayed {again} times, {replays[mark]} of them named by an intent"
+            replayed = [entry for before, entry in pairwise(entries) if not _may_follow(before)]
+            if any(self._successor_was_here(entry) for entry in replayed):
+                yield f"I4: {token} was replayed, though its successor had been delivered"
+
+    def _successor_was_here(self, replay: Entry) -> bool:
+        return any(
+            entry.issued_serial > replay.serial
+            and entry.delivered
+            and entry.issued_refresh_token not in self.in_window
+            and (entry.finished_at or replay.at) < replay.at - ON_ITS_WAY
+            for entry in self.world.provider.journal.refreshes(replay.grant)
+        )
 
     def _account(self, account: Account, row: asyncpg.Record | None) -> Iterator[str]:
         if row is None:
