@@ -66,10 +66,12 @@ def test_every_presentation_beyond_the_first_is_a_replay() -> None:
 
 
 def test_the_floor_is_what_the_wire_takes_of_each_connection() -> None:
-    """1-(1-p)^n over the calls of each, added up."""
+    """1-(1-p)^n over the calls of each while faults were drawn, added up."""
     one = fate_of(STRICT, alive=True, entries=[refresh(1, 1, 2), refresh(2, 2, 3)], crashed_in_window=False)
 
-    assert floor([one, one], 0.1) == pytest.approx(2 * (1 - 0.9**2))
+    healed = fate_of(STRICT, alive=True, entries=[refresh(1, 1, 2)], crashed_in_window=False, healed_at=1.0)
+
+    assert floor([one, one, healed], 0.1) == pytest.approx(2 * (1 - 0.9**2))
 
 
 def test_a_naive_loss_is_laid_to_the_last_fault_before_it() -> None:

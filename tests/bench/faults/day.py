@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +118,7 @@ async def run_day(plan: DayPlan, dsn: str, redis_url: str, home: Path, *, announ
             await world.settle()
             troubles = [await world.troubles(crowd) for crowd in crowds]
         await provider.settled()
-        judge = _Judge(population, provider, crowds, (ours, theirs), troubles)
+        judge = _Judge(population, provider, crowds, (ours, theirs), troubles, healed_at=world.healed_at)
         async with connected(plain) as database:
             return await judge.day(plan, database, time.monotonic() - begun)
 
@@ -135,6 +136,7 @@ class _World:
     ) -> None:
         self._plan, self._clock, self._provider = plan, clock, provider
         self._nodes, self._crowds = nodes, crowds
+        self.healed_at = math.inf  # virtual epoch seconds
 
     async def live(self, announce: Callable[[str], None]) -> None:
         """Go through the day step by step; time does not jump while anything is under way."""
@@ -147,6 +149,7 @@ class _World:
         """Heal everything, let what is in doubt be tried while it can be, and at last ask for every connection."""
         await accept_writes(self._clock.dsn)
         self._provider.heal()
+        self.healed_at = self._clock.now()
         await self._everywhere("heal")
         for _ in range(3):
             await self._pass(PATIENCE)
@@ -190,8 +193,11 @@ class _Judge:
         crowds: tuple[Crowd, Crowd],
         grants: tuple[Grants, Grants],
         troubles: Sequence[Sequence[Trouble]],
+        *,
+        healed_at: float,
     ) -> None:
         self._population, self._provider, self._crowds, self._grants = population, provider, crowds, grants
+        self._healed_at = healed_at
         self._entries = provider.refreshes_by_grant()
         self._mishaps = [self._met(grants[side], troubles[side]) for side in (0, 1)]
 
@@ -225,6 +231,7 @@ class _Judge:
             alive=self._alive(0, person.number),
             entries=self._entries[self._grants[0][person.number]],
             crashed_in_window=in_window(self._mishaps[0][person.number]),
+            healed_at=self._healed_at,
         )
 
     def _theirs(self, person: Person) -> Naively:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -27,11 +28,14 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     fate: Fate
     calls: int  # refreshes that the provider carried out
+    exposed: int  # those of them while faults were drawn
     replays: int  # refresh tokens presented once more, of a class that rotates
 
 
-def fate_of(person: Person, *, alive: bool, entries: Sequence[Entry], crashed_in_window: bool) -> Judged:
-    """Judge one grant of Penstock's by what the provider saw of it."""
+def fate_of(
+    person: Person, *, alive: bool, entries: Sequence[Entry], crashed_in_window: bool, healed_at: float = math.inf
+) -> Judged:
+    """Judge one grant of Penstock's by what the provider saw of it; from *healed_at* on, no faults were drawn."""
     newest = newest_issued(entries)
     fate: Fate = "alive"
     if not alive:
@@ -41,10 +45,12 @@ def fate_of(person: Person, *, alive: bool, entries: Sequence[Entry], crashed_in
             fate = "wire"
         else:
             fate = "window" if crashed_in_window else "delivered"
+    carried_out = [entry for entry in entries if entry.outcome == "issued"]
     return Judged(
         number=person.number,
         fate=fate,
-        calls=sum(entry.outcome == "issued" for entry in entries),
+        calls=len(carried_out),
+        exposed=sum(entry.at < healed_at for entry in carried_out),
         replays=0 if person.provider.rotation == "R0" else replays(entries),
     )
 
@@ -57,7 +63,7 @@ def replays(entries: Iterable[Entry]) -> int:
 
 def floor(judged: Iterable[Judged], share: float) -> float:
     """Return how many grants are lost, on average, if each call of each is lost with this probability: 1-(1-p)^n."""
-    return sum(1 - (1 - share) ** one.calls for one in judged)
+    return sum(1 - (1 - share) ** one.exposed for one in judged)
 
 
 def cause_of(mishaps: Sequence[Mishap]) -> str:
