@@ -25,8 +25,8 @@ CREATE INDEX connection_restored ON connection (environment_id, integration_id) 
 ALTER TABLE refresh_intent
     ADD COLUMN integration_id       uuid,       -- NULL only in rows that a replica of the release before wrote
     ADD COLUMN integration_revision bigint NOT NULL DEFAULT 0;  -- of the integration when the request was made: its address and credentials
-UPDATE refresh_intent r SET integration_id = c.integration_id
-  FROM connection c WHERE (c.environment_id, c.id) = (r.environment_id, r.connection_id);
+UPDATE refresh_intent r SET integration_id = c.integration_id  -- only what the brake counts: the tables are locked meanwhile
+  FROM connection c WHERE (c.environment_id, c.id) = (r.environment_id, r.connection_id) AND r.finished_at > now() - interval '1 day';
 CREATE INDEX refresh_intent_tally ON refresh_intent (environment_id, integration_id, finished_at)
     WHERE outcome IN ('committed', 'orphaned', 'dead');
 
@@ -48,3 +48,9 @@ CREATE TABLE verdict (  -- dead verdicts on probation: none is told of before th
 );
 CREATE INDEX verdict_of_integration ON verdict (environment_id, integration_id, given_at);
 CREATE INDEX verdict_given ON verdict (given_at);
+
+-- What the worker asks for every few seconds, found without reading whole tables.
+CREATE INDEX secret_version_orphan ON secret_version (environment_id, connection_id) WHERE state = 'orphan';
+CREATE INDEX event_created ON event (created_at);
+CREATE INDEX revocation_job_settled ON revocation_job (created_at) WHERE status <> 'pending';
+CREATE INDEX dead_rt_seen ON dead_rt (seen_at);

@@ -417,6 +417,10 @@ CREATE INDEX connection_restored ON public.connection USING btree (environment_i
 
 CREATE INDEX connection_withheld ON public.connection USING btree (state_since) WHERE (state = 'needs_reauthorization'::text);
 
+CREATE INDEX dead_rt_seen ON public.dead_rt USING btree (seen_at);
+
+CREATE INDEX event_created ON public.event USING btree (created_at);
+
 CREATE INDEX idempotency_key_created ON public.idempotency_key USING btree (created_at);
 
 CREATE UNIQUE INDEX integration_root ON public.integration USING btree (environment_id, slug, ownership) WHERE (retired_at IS NULL);
@@ -439,11 +443,15 @@ CREATE INDEX revocation_job_due ON public.revocation_job USING btree (attempts, 
 
 CREATE INDEX revocation_job_operation ON public.revocation_job USING btree (environment_id, operation_id) WHERE (operation_id IS NOT NULL);
 
+CREATE INDEX revocation_job_settled ON public.revocation_job USING btree (created_at) WHERE (status <> 'pending'::text);
+
 CREATE UNIQUE INDEX secret_version_current ON public.secret_version USING btree (environment_id, connection_id) WHERE (state = 'current'::text);
 
 CREATE INDEX secret_version_expiring ON public.secret_version USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 
 CREATE INDEX secret_version_kek_ref ON public.secret_version USING btree (kek_ref, environment_id, connection_id, version_no, fence);
+
+CREATE INDEX secret_version_orphan ON public.secret_version USING btree (environment_id, connection_id) WHERE (state = 'orphan'::text);
 
 CREATE INDEX verdict_given ON public.verdict USING btree (given_at);
 

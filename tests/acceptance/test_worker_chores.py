@@ -43,3 +43,18 @@ async def test_history_is_kept_for_ninety_days_and_no_longer(backend: Backend):
 
     assert left == (events - 1, jobs - 1)
     assert min(left) >= 1
+
+
+async def test_refused_refresh_tokens_are_remembered_no_longer_than_anything_may_hold_them(backend: Backend):
+    """Their connections' tokens are erased after a week; the fingerprints would otherwise be kept for ever."""
+    database = await asyncpg.connect(backend.penstock.dsn)
+    try:
+        await database.execute(
+            "INSERT INTO dead_rt (environment_id, rt_fp, intent_id, seen_at) "
+            "VALUES ('default', 'old', gen_random_uuid(), now() - interval '91 days'), "
+            "('default', 'new', gen_random_uuid(), now() - interval '89 days')"
+        )
+        await Worker(backend.penstock.services).sweep()
+        assert [row["rt_fp"] for row in await database.fetch("SELECT rt_fp FROM dead_rt")] == [b"new"]
+    finally:
+        await database.close()

@@ -73,8 +73,11 @@ DELETE FROM idempotency_key WHERE created_at < now() - interval '24 hours';
 SELECT NOT pg_is_in_recovery();
 
 -- name: purge_history
--- Rows that only tell of what is over: attempts, events, settled revocations and finished operations, kept for ninety days.
-WITH attempts AS (
+-- Rows that only tell of what is over: attempts, events, settled revocations and finished operations, kept for ninety days; and refresh
+-- tokens refused so long ago that whatever held them has been erased.
+WITH refused AS (
+    DELETE FROM dead_rt WHERE seen_at < now() - interval '90 days'
+), attempts AS (
     DELETE FROM refresh_intent WHERE finished_at < now() - interval '90 days'
 ), events AS (
     DELETE FROM event WHERE created_at < now() - interval '90 days'
