@@ -177,10 +177,15 @@ class Receipts:
     async def take_up_spooled(self) -> None:
         """Bring into the database what is in the spool, this process's or one's that is no more.
 
-        What nobody can take up is set aside and told of; it is never deleted, and holds up no other. Raise
-        `StoreUnavailable`, with everything left as it is.
+        What nobody can take up is set aside and told of; it is never deleted, and holds up no other. Nor does a
+        directory that is lost. Raise `StoreUnavailable`, with everything left as it is.
         """
-        for intent_id in await self.spool.intent_ids():
+        try:
+            intent_ids = await self.spool.intent_ids()
+        except OSError as exc:
+            log.error("spool_not_readable", error_type=error_type(exc), where=where(exc))
+            return
+        for intent_id in intent_ids:
             try:
                 await self._take_up(intent_id)
             except StoreUnavailable:

@@ -72,10 +72,14 @@ class Settlement:
         *answer* is what the provider said, for the lifetimes; *sealed* holds *tokens* under the next version number.
         """
         async with self._settling(attempt) as session:
+            # Tokens came, so the credentials are good. An edit of the integration locks it before its connections, too.
+            await session.execute(
+                "mark_integration_valid", environment_id=attempt.environment_id, id=connection.integration_id
+            )
             swapped = await self._swap(session, attempt, rotation, answer, tokens)
             failpoint("commit.mid")
             if swapped:
-                await self._retire(session, attempt, connection, rotation)
+                await self._retire(session, attempt, rotation)
             else:
                 failpoint("orphan.before")
             await session.execute(
@@ -116,16 +120,13 @@ class Settlement:
         return bool(swapped)
 
     @staticmethod
-    async def _retire(session: Session, attempt: Attempt, connection: Connection, rotation: Rotation) -> None:
+    async def _retire(session: Session, attempt: Attempt, rotation: Rotation) -> None:
         keep = PREVIOUS_FOR.get(rotation.effective_class) or rotation.reuse_grace or timedelta(0)
         await session.execute(
             "retire_secret_version",
             environment_id=attempt.environment_id,
             connection_id=attempt.connection_id,
             keep=min(keep, ORPHAN_FOR),
-        )
-        await session.execute(
-            "mark_integration_valid", environment_id=attempt.environment_id, id=connection.integration_id
         )
 
     # --- failures that decide nothing -------------------------------------------------------------------------------
