@@ -161,7 +161,8 @@ class Bulkheads:
         )
         self._standing: dict[ConnectionKey, Bulkhead] = {}
         self._wanted: set[ConnectionKey] = set()
-        self._throttled: dict[tuple[str, str], dict[ConnectionKey, float]] = {}  # by registration: who waits, and until
+        # By registration at a host, and not by its public id alone: who owns another host has no say here.
+        self._throttled: dict[tuple[str, str, str], dict[ConnectionKey, float]] = {}  # who waits, and until
         self._closing = False
 
     def __len__(self) -> int:
@@ -170,7 +171,7 @@ class Bulkheads:
     @asynccontextmanager
     async def place(self, provider: str, host: str, client_id: str, key: ConnectionKey) -> AsyncIterator[Visit]:
         """Hold a place while a refresh is made; raise `NotNow`. What the provider did is told to the `Visit`."""
-        self._check((provider, client_id))
+        self._check((provider, host, client_id))
         bulkhead = self._bulkhead(provider, host)
         self._standing[key] = bulkhead
         try:
@@ -179,13 +180,13 @@ class Bulkheads:
             self._standing.pop(key, None)
         try:
             async with self._at_provider[provider]:
-                self._check((provider, client_id))  # again: there was time to wait in
+                self._check((provider, host, client_id))  # again: there was time to wait in
                 visit.check()
                 yield visit
         finally:
             bulkhead.leave(visit)
 
-    def _check(self, registration: tuple[str, str]) -> None:
+    def _check(self, registration: tuple[str, str, str]) -> None:
         if self._closing:
             raise NotNow(1.0)
         if (pause := self._pause(registration)) > 0:
@@ -208,16 +209,16 @@ class Bulkheads:
 
     # --- pauses a provider asks for -----------------------------------------------------------------------------------
 
-    def throttled(self, provider: str, client_id: str, key: ConnectionKey, seconds: float) -> None:
-        """Note that the provider told *key* to wait so long.
+    def throttled(self, provider: str, host: str, client_id: str, key: ConnectionKey, seconds: float) -> None:
+        """Note that the provider told *key* at *host* to wait so long.
 
         One connection may have used up a limit of its own; two at once are their registration's trouble, and then
         nobody asks with it before the later of them may.
         """
-        waiting = self._throttled.setdefault((provider, client_id), {})
+        waiting = self._throttled.setdefault((provider, host, client_id), {})
         waiting[key] = max(waiting.get(key, 0.0), self._clock() + seconds)
 
-    def _pause(self, registration: tuple[str, str]) -> float:
+    def _pause(self, registration: tuple[str, str, str]) -> float:
         """Return for how many seconds nobody of *registration* may ask; 0 where anybody may."""
         now = self._clock()
         waiting = {key: until for key, until in self._throttled.get(registration, {}).items() if until > now}

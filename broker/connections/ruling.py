@@ -103,7 +103,8 @@ class Ruling:
         delay = pause_after(came_to, outcome.retry_after, random=self._random())
         if came_to == "throttled":
             told = ConnectionKey(attempt.environment_id, attempt.connection_id)
-            self._bulkheads.throttled(connection.slug, target.registration.client_id, told, delay.total_seconds())
+            client_id = target.registration.client_id
+            self._bulkheads.throttled(connection.slug, target.host, client_id, told, delay.total_seconds())
         return await self._settlement.release(attempt, connection, came_to, delay=delay, error=outcome.error)
 
     # --- a success --------------------------------------------------------------------------------------------------

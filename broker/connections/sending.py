@@ -42,7 +42,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def host(self) -> str:
         """Return the host whose troubles are this connection's."""
-        return urlsplit(self.endpoints.refresh_endpoint or "").hostname or ""
+        return _host(self.endpoints)
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +58,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def config(self) -> dict[str, str]:
         return {**self.integration.config, **self.connection.config}
+
+    @property
+    def host(self) -> str:
+        return _host(self.endpoints)
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,3 +140,7 @@ class Preparation:
     def fingerprint(self, environment_id: str, refresh_token: Secret) -> bytes:
         """Return the keyed fingerprint under which a refresh token is known to the store."""
         return self._vault.keyring.fingerprint(environment_id, refresh_token)
+
+
+def _host(endpoints: Endpoints) -> str:
+    return urlsplit(endpoints.refresh_endpoint or "").hostname or ""

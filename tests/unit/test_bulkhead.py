@@ -371,8 +371,8 @@ async def test_those_sent_away_do_not_all_come_back_at_once(clock: Clock):
 
 async def test_throttled_registration_is_left_alone_for_as_long_as_it_was_told(bulkheads: Bulkheads, clock: Clock):
     """T-47: two connections told to slow down are the registration's trouble; another registration goes on."""
-    bulkheads.throttled("a", CLIENT, a_key(), 60.0)
-    bulkheads.throttled("a", CLIENT, a_key(), 90.0)
+    bulkheads.throttled("a", "a.test", CLIENT, a_key(), 60.0)
+    bulkheads.throttled("a", "a.test", CLIENT, a_key(), 90.0)
     clock.now += 1
     with pytest.raises(NotNow) as refusal:
         await fail(bulkheads, 1)
@@ -388,20 +388,29 @@ async def test_throttled_registration_is_left_alone_for_as_long_as_it_was_told(b
 async def test_one_throttled_connection_holds_up_no_other(bulkheads: Bulkheads, clock: Clock):
     """T-47: a limit per user, which one of them has reached, is not everybody's; told twice, it is still one."""
     key = a_key()
-    bulkheads.throttled("a", CLIENT, key, 60.0)
+    bulkheads.throttled("a", "a.test", CLIENT, key, 60.0)
     clock.now += 1
-    bulkheads.throttled("a", CLIENT, key, 60.0)
+    bulkheads.throttled("a", "a.test", CLIENT, key, 60.0)
     await fail(bulkheads, 1)
     clock.now += 60
-    bulkheads.throttled("a", CLIENT, a_key(), 60.0)  # the first one's pause is over
+    bulkheads.throttled("a", "a.test", CLIENT, a_key(), 60.0)  # the first one's pause is over
     await fail(bulkheads, 1)
+
+
+async def test_what_one_host_asks_for_pauses_no_other(bulkheads: Bulkheads):
+    """T-47, T-85: who owns a host among many of a provider, with our public client id, slows down only who uses it."""
+    for _ in range(2):
+        bulkheads.throttled("a", "rogue.test", CLIENT, a_key(), 900.0)
+    await fail(bulkheads, 1, "a.test")
+    with pytest.raises(NotNow):
+        await fail(bulkheads, 1, "rogue.test")
 
 
 async def test_queue_of_a_throttled_registration_is_dissolved(bulkheads: Bulkheads):
     """T-47: whoever stood in line when the provider asked for a pause does not ask it either."""
     async with refreshes(bulkheads, 5) as begun:
         for refresh in begun[:2]:
-            bulkheads.throttled("a", CLIENT, refresh.key, 30.0)
+            bulkheads.throttled("a", "a.test", CLIENT, refresh.key, 30.0)
         await begun[0].end(status=429)
         assert all(refresh.refused for refresh in begun[2:])
 
