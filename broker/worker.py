@@ -40,6 +40,7 @@ class Worker:
             ("last_use", self.last_use, 60.0),
             ("sweep", self.sweep, 60.0),
         )
+        self._services.reconciler.defer_to_holders()  # what was before this process began, nobody here can know
         self._tasks = [asyncio.create_task(self._repeat(*chore)) for chore in chores]
 
     async def stop(self) -> None:

@@ -84,7 +84,11 @@ class Reconciler:
     ) -> None:
         self._database, self._providers, self._engine = database, providers, engine
         self._receipts, self._ruling, self._settlement, self._revoke = receipts, ruling, settlement, revoke
-        self._away_until = 0.0  # of the database, by this process's clock
+        self._holders_until = 0.0  # by this process's clock
+
+    def defer_to_holders(self) -> None:
+        """Give nothing up for lost for a moment: the database may have been away, and others hold answers for it."""
+        self._holders_until = monotonic() + HOLDERS_FIRST
 
     async def run(self) -> None:
         """Take up stored answers, mark silent attempts in doubt, and adopt or end the token sets that came late."""
@@ -92,7 +96,7 @@ class Reconciler:
             await self._receipts.take_up_spooled()
             await self._run()
         except StoreUnavailable:
-            self._away_until = monotonic() + HOLDERS_FIRST
+            self.defer_to_holders()
             raise
 
     async def _run(self) -> None:
@@ -102,7 +106,7 @@ class Reconciler:
                 break
             await self._unless_broken(found.connection_id, self._take_up(found))
         for _ in range(PER_RUN):
-            if monotonic() < self._away_until:
+            if monotonic() < self._holders_until:
                 break
             found = await self._database.one(_Found, "claim_silent_intent")
             if found is None:

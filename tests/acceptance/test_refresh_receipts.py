@@ -17,6 +17,7 @@ from broker.connections.receipts import Receipts
 from broker.connections.ruling import COMMIT_TRIES
 from broker.errors import StoreUnavailable
 from broker.store.spool import SealedAnswer, Spool
+from broker.worker import Worker
 from tests.acceptance.refresh_rig import eventually
 from tests.acceptance.refresh_world import World, refresh_world
 from tests.acceptance.refusals import BROKEN, DEADLOCK, SERIALIZATION, refusing
@@ -165,6 +166,23 @@ async def test_holders_have_a_moment_to_bring_their_answers_when_the_database_is
     await reconciler.run()
     assert await world.store.outcomes("ida") == ["in_doubt"]
     assert (await asking).json()["active"] is True
+
+
+async def test_process_that_starts_after_an_outage_gives_up_no_answer_that_another_holds(world: World) -> None:
+    """It could not start while the database was away, so it saw no outage; the holder still has its moment."""
+    await expired(world, "lea")
+    before = world.refreshes()
+    world.provider.once(stall_before_headers=1.0)
+    asking = asyncio.create_task(world.backend.token("lea"))
+    await eventually(lambda: asyncio.sleep(0, world.refreshes() > before))
+    await world.store.abandon()
+    worker = Worker(world.penstock.services)
+    worker.start()
+    try:
+        assert (await asking).json()["active"] is True
+        assert await world.store.audited("lea", "refreshed") == 1  # the success, and no doubt before it
+    finally:
+        await worker.stop()
 
 
 async def _away(_receipts: Receipts) -> None:
