@@ -17,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 from broker.errors import BrokerError, ConfigurationError
 from broker.settings import Settings
 
+STANDSTILL = 60  # seconds a worker process may be silent, frozen or starting on a busy machine, before it is killed
 DRAIN = 150  # seconds for requests under way: one may wait for a refresh, which has 140
 
 
@@ -109,7 +110,8 @@ async def serving(application: Any, listener: socket.socket) -> AsyncIterator[No
 
 def serve_in_processes(factory: str, listener: socket.socket, workers: int) -> None:
     """Serve by *workers* processes, each making its own application, until a signal ends them; raise `StartFailed`."""
-    supervisor = Multiprocess(_config(factory, factory=True, workers=workers), sockets=[listener])
+    config = _config(factory, factory=True, workers=workers, timeout_worker_healthcheck=STANDSTILL)
+    supervisor = Multiprocess(config, sockets=[listener])
     supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise StartFailed

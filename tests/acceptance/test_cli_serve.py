@@ -237,6 +237,26 @@ async def test_workers_end_when_their_supervisor_is_killed(sound: dict[str, str]
     assert gone
 
 
+async def test_worker_that_stands_still_is_left_alone(sound: dict[str, str], fresh_database: FreshDatabase):
+    """A frozen machine or a minute of swapping: killed for it, the process would take a provider's answer with it."""
+    sound |= {"PENSTOCK_DATABASE_URL": await fresh_database()}
+
+    async with serving(sound, "--workers", "2") as process:
+        before = children(process.pid)
+        for pid in before:  # one of them is multiprocessing's own
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(7)
+        after = children(process.pid)
+        for pid in after:
+            os.kill(pid, signal.SIGCONT)
+
+    assert after == before
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 async def test_old_schema_is_refused_when_serve_may_not_migrate(sound: dict[str, str], fresh_database: FreshDatabase):
     """--no-migrate names what is missing; `migrate` brings it, and then serve starts."""
     sound |= {"PENSTOCK_DATABASE_URL": await fresh_database(migrated=False)}
