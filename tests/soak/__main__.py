@@ -13,10 +13,8 @@ import rich_click as click
 
 from broker.embedded import EmbeddedPostgres
 from broker.store.migrate import migrate
-from tests.soak.stories import run_stories
+from tests.soak.stories import STORIES, run_stories
 from tests.soak.world import Template
-
-AT_ONCE = 20  # stories of one seed: what a replay costs
 
 
 @click.command(help=__doc__)
@@ -36,11 +34,11 @@ def main(seconds: float, seed: int | None) -> None:
             chosen = random.randrange(1 << 32) if seed is None else seed
             print(f"seed {chosen}", flush=True)
             try:
-                run_stories(runner, template, seed=chosen, stories=AT_ONCE)
+                run_stories(runner, template, seed=chosen)
             except Exception as exc:
-                print(f"\n{exc}\n\n" + "\n".join(getattr(exc, "__notes__", ())))
+                print("", *getattr(exc, "exceptions", ()), exc, *getattr(exc, "__notes__", ()), sep="\n")
                 sys.exit(f"The invariants do not hold. Replay this with: make soak SEED={chosen}")
-            told += AT_ONCE
+            told += STORIES
     print(f"{told} stories, and the invariants held in all of them.")
 
 

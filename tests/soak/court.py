@@ -24,7 +24,8 @@ _REFUSALS = ("busy", "throttled", "bad_client", "server_error")
 _ACCOUNTS = "SELECT id, version, state, state_reason, state_cause FROM connection"
 _INTENTS = "SELECT connection_id, rt_fp, parent_id IS NOT NULL AS replay, outcome FROM refresh_intent"
 _UNANSWERED = """SELECT rt_fp FROM refresh_intent i WHERE outcome IN ('pending', 'in_doubt')
-    AND NOT EXISTS (SELECT FROM receipt p WHERE (p.environment_id, p.intent_id) = (i.environment_id, i.id))"""
+    AND NOT EXISTS (SELECT FROM receipt p
+                     WHERE (p.environment_id, p.intent_id) = (i.environment_id, i.id) AND p.complete)"""
 _GIVEN_UP = "SELECT rt_fp FROM refresh_intent WHERE outcome = 'in_doubt' AND error = 'deadline'"
 _HANDED_OUT = "SELECT connection_id, count(*) FROM audit_record WHERE action = 'token_issued' GROUP BY connection_id"
 
