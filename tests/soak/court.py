@@ -176,7 +176,8 @@ class Court:
 
     def _successor_was_here(self, replay: Entry) -> bool:
         return any(
-            entry.issued_serial > replay.serial
+            entry.refresh_token == replay.refresh_token
+            and entry.issued_serial > replay.serial
             and entry.delivered
             and entry.issued_refresh_token not in self.in_window
             and (entry.finished_at or replay.at) < replay.at - ON_ITS_WAY
