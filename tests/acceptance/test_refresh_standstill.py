@@ -84,5 +84,21 @@ async def test_commit_and_an_edit_of_its_integration_wait_for_each_other_in_one_
     assert [line["event"] for line in lines if line["event"] == "commit_refused"] == []
 
 
+async def test_sealed_engine_is_asked_for_no_refresh_by_every_caller(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate would refuse each of them, after half a dozen statements; the token that lasts is served as ever."""
+    await world.connect()
+    await world.store.near_end("ada")
+    await world.store.pool.execute("UPDATE deployment SET sealed_since = now(), sealed_reason = 'other_cluster'")
+    begun: list[object] = []
+    monkeypatch.setattr(world.supervisor, "begin", lambda *given, **_named: begun.append(given))
+    await world.backend.access_token()
+    assert begun == []
+    await world.store.pool.execute("UPDATE deployment SET sealed_since = NULL, sealed_reason = NULL")
+    await world.backend.access_token()
+    assert len(begun) == 1
+
+
 async def _true(condition: bool) -> bool:
     return condition

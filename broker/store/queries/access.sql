@@ -18,7 +18,8 @@ WITH asked AS (
            extract(epoch FROM c.at_exp - now())::double precision AS remaining,
            c.serve_until IS NULL OR c.serve_until > now() AS above_floor,
            c.refreshable AND coalesce(c.refresh_after <= now(), false) AND c.retry_at <= now() AND c.lease_until < now() AND NOT c.restored
-               AND (i.state <> 'invalid' OR i.probe_at <= now()) AND i.suspect_since IS NULL AS refresh_due,
+               AND (i.state <> 'invalid' OR i.probe_at <= now()) AND i.suspect_since IS NULL
+               AND NOT EXISTS (SELECT FROM deployment WHERE sealed_since IS NOT NULL) AS refresh_due,
            c.refreshable AND coalesce(c.refresh_after <= now(), false) AND c.last_refresh_error IS NOT NULL AS refresh_failing,
            c.at_exp IS NULL OR c.at_exp >= now() + make_interval(secs => q.min_ttl) AS lasts,
            coalesce(q.take AND 'tokens:read' = ANY (k.scopes) AND i.enabled AND c.state = 'connected' AND c.auth_method = 'oauth'
