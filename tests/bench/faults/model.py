@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 DAY = 86_400.0  # seconds
 CLIENT_SECRET = "a-client-secret-of-the-bench"
 GRACE = 600.0  # seconds that a spent refresh token still works in class R3
-LIVES = ((0.08, 3600.0), (0.17, 7200.0), (0.30, 14_400.0), (0.45, 28_800.0))  # share, seconds of an access token
+LIVES = ((0.04, 3600.0), (0.12, 7200.0), (0.30, 14_400.0), (0.54, 28_800.0))  # share, seconds of an access token
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
