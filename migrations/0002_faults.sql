@@ -30,6 +30,8 @@ UPDATE refresh_intent r SET integration_id = c.integration_id  -- only what the 
 CREATE INDEX refresh_intent_tally ON refresh_intent (environment_id, integration_id, finished_at)
     WHERE outcome IN ('committed', 'orphaned', 'dead');
 
+CREATE INDEX refresh_intent_refused ON refresh_intent (environment_id, integration_id, finished_at) WHERE outcome = 'config_fault';
+
 CREATE TABLE verdict (  -- dead verdicts on probation: none is told of before the brake's window has passed
     environment_id text        NOT NULL,
     connection_id  uuid        NOT NULL,

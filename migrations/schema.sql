@@ -435,6 +435,8 @@ CREATE INDEX refresh_intent_finished ON public.refresh_intent USING btree (finis
 
 CREATE INDEX refresh_intent_pending ON public.refresh_intent USING btree (deadline_at) WHERE (outcome = 'pending'::text);
 
+CREATE INDEX refresh_intent_refused ON public.refresh_intent USING btree (environment_id, integration_id, finished_at) WHERE (outcome = 'config_fault'::text);
+
 CREATE INDEX refresh_intent_tally ON public.refresh_intent USING btree (environment_id, integration_id, finished_at) WHERE (outcome = ANY (ARRAY['committed'::text, 'orphaned'::text, 'dead'::text]));
 
 CREATE INDEX revocation_job_connection ON public.revocation_job USING btree (environment_id, connection_id, created_at);

@@ -156,7 +156,7 @@ class Bulkheads:
     ) -> None:
         self._limits, self._clock, self._random = limits, clock, random
         self._bulkheads: OrderedDict[tuple[str, str], Bulkhead] = OrderedDict()  # the one used last is the last
-        self._at_provider: defaultdict[str, asyncio.Semaphore] = defaultdict(
+        self._at_provider: defaultdict[tuple[str, str], asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(HOSTS_AT_ONCE * limits.concurrency)
         )
         self._standing: dict[ConnectionKey, Bulkhead] = {}
@@ -179,7 +179,7 @@ class Bulkheads:
         finally:
             self._standing.pop(key, None)
         try:
-            async with self._at_provider[provider]:
+            async with self._at_provider[key.environment_id, provider]:
                 self._check((provider, host, client_id))  # again: there was time to wait in
                 visit.check()
                 yield visit

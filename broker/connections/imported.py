@@ -158,9 +158,7 @@ class Imports:
             config={**integration.config, **config},
         )
         response = await self._providers.send(descriptor, endpoints, request, deadline=IMPORT_DEADLINE)
-        outcome: TokenOutcome = outcome_of(
-            descriptor, response, requested_scopes=(), kind="refresh", now=sent.now()
-        )
+        outcome: TokenOutcome = outcome_of(descriptor, response, requested_scopes=(), kind="refresh", now=sent.now())
         if outcome.tokens is not None:
             return outcome.tokens
         if outcome.kind == "dead":

@@ -167,7 +167,7 @@ class Settlement:
     async def blame_registration(
         self, attempt: Attempt, connection: Connection, integration: Integration, error: str | None
     ) -> RefreshResult:
-        """Note that the provider refuses *our* credentials: the integration is invalid, no connection changes.
+        """Note that the provider refuses *our* credentials: the integration is invalid, and no connection changes.
 
         Where they were corrected while the provider answered, the answer is about the old ones: one more try is due.
         """
@@ -176,8 +176,15 @@ class Settlement:
             if await session.value("integration_revision", **named) != integration.revision:
                 await self._release(session, attempt, connection, "config_fault", delay=timedelta(0), error=error)
                 return AT_ONCE
-            await self._break(session, named, integration.revision, error)
-            await self._release(session, attempt, connection, "config_fault", delay=timedelta(0), error=error)
+            # Where others are refreshed with the same credentials, one that is refused has a trouble of its own, such
+            # as an administrator who blocks us: it waits, and holds up nobody.
+            alone = await session.value(
+                "refused_alone", **_named(attempt), integration_id=integration.id, revision=integration.revision
+            )
+            if not alone:
+                await self._break(session, named, integration.revision, error)
+            delay = timedelta(seconds=self._limits.probe_every if alone else 0)
+            await self._release(session, attempt, connection, "config_fault", delay=delay, error=error)
         return RefreshResult("misconfigured", delay=self._limits.probe_every)
 
     async def blame_configuration(self, connection: Connection, error: str) -> RefreshResult:

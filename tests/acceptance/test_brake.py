@@ -24,6 +24,8 @@ NEEDS_CONSENT = (200, "needs_reauthorization")
 UNAVAILABLE = (503, None)
 SERVED = (200, None)
 
+PAST = "2026-01-15T12:00:00.000Z"
+
 
 @dataclass(frozen=True)
 class Crowd:
@@ -43,7 +45,7 @@ class Crowd:
         """Import *tokens* for *user*."""
         body = {name: tokens[name] for name in ("access_token", "refresh_token")}
         path = f"/user_management/users/{user}/connected_accounts/acme"
-        answer = await self.world.backend.call("POST", path, {**body, "expires_at": "2026-01-15T12:00:00.000Z"})
+        answer = await self.world.backend.call("POST", path, {**body, "expires_at": PAST})
         assert answer.status_code == 201, answer.text
         self.grants[user] = str(self.world.provider.grant_of(tokens["refresh_token"]))
 
@@ -159,6 +161,25 @@ async def test_few_refusals_trip_nothing_however_large_their_share(crowd: Crowd)
     await crowd.world.store.end_probation()
     assert await crowd.events(*users) == [1] * 4
     assert await crowd.events(*users) == [1] * 4
+
+
+async def test_refusals_of_one_person_trip_nothing(crowd: Crowd) -> None:
+    """Whoever ends five grants of their own, in as many organizations, makes no provider suspect to everybody else."""
+    async with PlainClient(crowd.world.provider, client_id=CLIENT_ID, client_secret=CLIENT_SECRET) as client:
+        for organization in people("org", 6):
+            await client.connect()
+            body = {name: client.tokens[name] for name in ("access_token", "refresh_token")}
+            path = "/user_management/users/ada/connected_accounts/acme"
+            made = await crowd.world.backend.call(
+                "POST", path, {**body, "expires_at": PAST}, params={"organization_id": organization}
+            )
+            assert made.status_code == 201, made.text
+            crowd.world.provider.revoke_grant(str(crowd.world.provider.grant_of(client.tokens["refresh_token"])))
+
+    answers = [await crowd.world.backend.token("ada", organization_id=name) for name in people("org", 6)]
+
+    assert [_short(answer) for answer in answers] == [NEEDS_CONSENT] * 6
+    assert await crowd.braked() == []
 
 
 async def test_trickle_of_refusals_trips_nothing(crowd: Crowd) -> None:

@@ -33,7 +33,7 @@ async def world(fresh_database: FreshDatabase, tmp_path: Path) -> AsyncIterator[
 
 async def make_probe_due(store: Store) -> None:
     """Let the time pass until our credentials may be tried again."""
-    await store.pool.execute("UPDATE integration SET probe_at = now()")
+    await store.pool.execute("UPDATE integration SET probe_at = now(); UPDATE connection SET retry_at = '-infinity'")
 
 
 # --- many grants, by each way of refusing a client ------------------------------------------------------------------
@@ -162,7 +162,7 @@ async def test_probe_that_works_heals_the_integration(world: World) -> None:
     await world.backend.access_token("ada")
 
 
-async def test_connection_in_doubt_is_never_the_probe(world: World) -> None:
+async def test_connection_in_doubt_is_not_the_probe_while_there_is_another(world: World) -> None:
     """Its refresh token may be spent: it is not sent to learn something about our credentials."""
     await broken(world, "ada", "eva")
     await world.store.set("ada", "in_doubt = true, retry_at = '-infinity'")
@@ -176,6 +176,49 @@ async def test_connection_in_doubt_is_never_the_probe(world: World) -> None:
     assert world.refreshes() == before
     await world.backend.access_token("eva")
     await world.backend.access_token("ada")
+
+
+async def test_breaker_opens_again_where_every_connection_is_in_doubt(world: World) -> None:
+    """Nobody else has tried for ten minutes, so nobody is there: without this one it would stay broken for ever."""
+    await broken(world, "ada")
+    await world.store.set("ada", "in_doubt = true, retry_at = '-infinity'")
+    world.provider.tune(refuse=None)
+    await world.store.pool.execute("UPDATE integration SET probe_at = now() - interval '11 minutes'")
+
+    await world.backend.access_token("ada")
+
+
+async def test_connection_whose_provider_blocks_us_holds_up_no_other(world: World) -> None:
+    """One that is refused alone, while others are refreshed with the same credentials, waits by itself."""
+    for user in ("ada", "eva"):
+        await connected(world.backend, user)
+        await world.store.expire(user)
+    await world.backend.access_token("eva")
+    world.provider.tune(refuse="bad_client")
+    assert (await world.backend.token("ada")).status_code == 502
+    world.provider.tune(refuse=None)
+
+    await world.store.expire("eva")
+    await world.backend.access_token("eva")
+
+    before = world.refreshes()
+    assert (await world.backend.token("ada")).status_code in (502, 503)
+    assert world.refreshes() == before, "the refused one is not tried again at once"
+
+
+async def test_second_connection_refused_breaks_the_registration(world: World) -> None:
+    """T-45: two refusals since anything worked are our credentials' trouble, and nobody asks with them any more."""
+    for user in ("ada", "eva", "bob"):
+        await connected(world.backend, user)
+        await world.store.expire(user)
+    await world.backend.access_token("bob")
+    await world.store.expire("bob")
+    world.provider.tune(refuse="bad_client")
+    assert [(await world.backend.token(user)).status_code for user in ("ada", "eva")] == [502, 502]
+    before = world.refreshes()
+
+    assert (await world.backend.token("bob")).status_code == 502
+    assert world.refreshes() == before
 
 
 async def test_edit_that_corrects_nothing_asks_the_provider_once_more(world: World) -> None:

@@ -41,7 +41,7 @@ async def test_nothing_is_sent_with_credentials_of_before_an_edit(world: World):
         "UPDATE connection SET retry_at = now() + interval '1 minute'",
         "UPDATE connection SET lease_until = now() + interval '1 second'",
         "UPDATE integration SET state = 'invalid', probe_at = now() + interval '1 minute'",
-        "UPDATE integration SET state = 'invalid'; UPDATE connection SET in_doubt = true",
+        "UPDATE integration SET state = 'invalid', probe_at = now(); UPDATE connection SET in_doubt = true",
     ],
 )
 async def test_gate_is_closed_and_no_intent_is_written(world: World, closed: str):

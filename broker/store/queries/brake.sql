@@ -31,9 +31,11 @@ ON CONFLICT (environment_id, connection_id) DO UPDATE
    SET version = excluded.version, epoch = excluded.epoch, reason = excluded.reason, cause = excluded.cause;
 
 -- name: count_refused
--- How many grants of an integration were refused inside the window; connections that share a refresh token are one grant.
-SELECT count(DISTINCT rt_fp) FROM verdict
-WHERE environment_id = :environment_id AND integration_id = :integration_id AND given_at > now() - :window::interval;
+-- How many grants of an integration were refused inside the window. Connections that share a refresh token are one, and so are those of one
+-- owner: nobody makes a burst by themselves.
+SELECT least(count(DISTINCT v.rt_fp), count(DISTINCT (c.user_key, CASE WHEN c.user_key = '' THEN c.organization_key END)))
+FROM verdict v JOIN connection c ON (c.environment_id, c.id) = (v.environment_id, v.connection_id)
+WHERE v.environment_id = :environment_id AND v.integration_id = :integration_id AND v.given_at > now() - :window::interval;
 
 -- name: count_refreshes
 -- How many refreshes of an integration the provider has ruled on inside the window; no further than decides.

@@ -4,7 +4,8 @@
 -- nor while the engine is sealed, nor in a database that nobody confirmed: a session may have outlived a failover.
 -- An attempt of which nothing is settled, by a holder that died or was fenced off, may have spent the token: it is ruled on first.
 -- Where our credentials were refused, one refresh in a while tries them again, of whatever class: who refuses the client has not looked at
--- the token. Where grants are refused by the dozen, one in ten goes on.
+-- the token; a connection in doubt does so only when nobody else has for ten minutes. Where grants are refused by the dozen, one in ten goes
+-- on.
 WITH probe AS (
     SELECT i.id FROM integration i JOIN connection c ON (c.environment_id, c.integration_id) = (i.environment_id, i.id)
      WHERE c.environment_id = :environment_id AND c.id = :connection_id AND i.state = 'invalid' AND i.probe_at <= now()
@@ -16,7 +17,7 @@ WITH probe AS (
      WHERE c.environment_id = :environment_id AND c.id = :connection_id AND c.state = 'connected' AND c.version = :seen
        AND c.lease_until < now() AND c.retry_at <= now() AND NOT c.restored
        AND (i.environment_id, i.id) = (c.environment_id, c.integration_id) AND i.revision = :revision
-       AND (i.state <> 'invalid' OR (NOT c.in_doubt AND EXISTS (SELECT FROM probe)))
+       AND (i.state <> 'invalid' OR (EXISTS (SELECT FROM probe) AND (NOT c.in_doubt OR i.probe_at <= now() - interval '10 minutes')))
        AND (i.suspect_since IS NULL OR random() < 0.1)
        AND EXISTS (SELECT FROM deployment
                     WHERE sealed_since IS NULL AND (system_identifier, timeline_id) = ({this_system}, {this_timeline}))
@@ -152,6 +153,18 @@ SELECT id FROM refresh_intent
 WHERE environment_id = :environment_id AND connection_id = :connection_id AND from_version = :version
 ORDER BY fence DESC LIMIT 1;
 
+-- name: refused_alone
+-- Whether our credentials work for others: a refresh with the same ones succeeded within the hour, and since then no connection but this one
+-- was refused with them.
+SELECT EXISTS (
+    SELECT FROM (SELECT max(finished_at) AS at FROM refresh_intent r
+                  WHERE r.environment_id = :environment_id AND r.integration_id = :integration_id AND r.integration_revision = :revision
+                    AND r.outcome = 'committed' AND r.finished_at > now() - interval '1 hour') AS worked
+    WHERE worked.at IS NOT NULL
+      AND NOT EXISTS (SELECT FROM refresh_intent f
+                       WHERE f.environment_id = :environment_id AND f.integration_id = :integration_id AND f.outcome = 'config_fault'
+                         AND f.integration_revision = :revision AND f.connection_id <> :connection_id AND f.finished_at > worked.at));
+
 -- name: mark_integration_invalid
 -- The provider refuses our client credentials: no connection changes, and none is refreshed but for a probe now and then. Those of an edit
 -- since the request was made are not blamed.
@@ -184,7 +197,7 @@ WITH claimed AS (
     SELECT r.environment_id, r.id
     FROM receipt p JOIN refresh_intent r ON (r.environment_id, r.id) = (p.environment_id, p.intent_id)
     WHERE p.parsed_at IS NULL AND p.complete AND r.outcome IN ('pending', 'in_doubt') AND r.deadline_at < now()
-    ORDER BY p.received_at
+    ORDER BY r.deadline_at
     LIMIT 1
     FOR UPDATE OF r SKIP LOCKED
 )
