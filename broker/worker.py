@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from broker.api.services import Services
-from broker.connections.operations import Operation
+from broker.connections.revocation.operations import Operation
 from broker.errors import StoreUnavailable
 from broker.log import error_type, log, where
 

@@ -19,7 +19,7 @@ from broker.api.views import Page
 from broker.audit.read import audit_page
 from broker.callers.model import Caller
 from broker.connections.model import State
-from broker.connections.operations import ConnectionFilter, Kind
+from broker.connections.revocation.operations import ConnectionFilter, Kind
 from broker.errors import InvalidRequest, NotFound
 
 AT_ONCE = 20  # chunks done before a bulk operation is answered; the worker does the rest

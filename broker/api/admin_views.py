@@ -11,7 +11,7 @@ from broker.api.services import Services
 from broker.audit.records import AuditRecord
 from broker.connections.directory import RevocationStatus, Seen
 from broker.connections.issuing import missing_scopes
-from broker.connections.operations import Matched, Operation, Upstream
+from broker.connections.revocation.operations import Matched, Operation, Upstream
 from broker.connections.wire import timestamp
 
 

@@ -14,7 +14,7 @@ from broker.api.openapi import documented
 from broker.api.requests import ApiRequest, body_of, caller_of, once, services, slug_segment
 from broker.api.schemas import Note, Request
 from broker.api.views import Listing
-from broker.connections.brakes import Braked, Decision
+from broker.connections.refresh.brakes import Braked, Decision
 from broker.connections.wire import timestamp
 
 Kind = Literal["provider_suspect", "provider_misconfigured"]

@@ -16,8 +16,8 @@ from litestar.params import FromPath
 
 from broker.api.problems import problem_of
 from broker.api.requests import ApiRequest, info_of, services
-from broker.connections.authorize import Landing
-from broker.connections.flow import FLOW_LIFE
+from broker.connections.connect.authorize import Landing
+from broker.connections.connect.flow import FLOW_LIFE
 from broker.errors import ConnectFailed
 from broker.web.pages import OwnerLine, Page, ScopeLine
 

@@ -10,7 +10,7 @@ from litestar import Response, get
 from broker.api.requests import ApiRequest, info_of, services
 from broker.api.services import Services
 from broker.callers.model import Caller
-from broker.connections.authorize import Start
+from broker.connections.connect.authorize import Start
 from broker.connections.model import Owner
 from broker.errors import BrokerError
 

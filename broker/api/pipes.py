@@ -25,7 +25,7 @@ from broker.api.requests import (
 )
 from broker.api.services import Services
 from broker.callers.model import RequestInfo
-from broker.connections.authorize import Start
+from broker.connections.connect.authorize import Start
 from broker.connections.issuing import Inactive, IssuedToken
 from broker.connections.wire import connected_account
 from broker.errors import CallerError, InvalidRequest

@@ -12,7 +12,7 @@ from broker import ids
 from broker.api.openapi import documented
 from broker.api.requests import ApiRequest, body_of, caller_of, once, services
 from broker.api.schemas import Cursor, Note, Request, Slug
-from broker.connections.restore import Chosen, Confirmed, Released, RestoreStatus
+from broker.connections.refresh.restore import Chosen, Confirmed, Released, RestoreStatus
 from broker.connections.wire import timestamp
 from broker.errors import NotFound
 

@@ -13,7 +13,7 @@ from broker.cli.common import operator, with_services
 from broker.cli.common import yes as yes_option
 from broker.cli.output import say, show_facts, show_json
 from broker.cli.selection import Name
-from broker.connections.brakes import Decision
+from broker.connections.refresh.brakes import Decision
 from broker.errors import InvalidState
 
 

@@ -19,7 +19,7 @@ from broker.cli.common import yes as yes_option
 from broker.cli.output import hint, progress_bar, say, show_json
 from broker.cli.selection import Name, chosen_by, connection_of, filters
 from broker.connections.model import Connection
-from broker.connections.operations import ConnectionFilter, Operation
+from broker.connections.revocation.operations import ConnectionFilter, Operation
 from broker.errors import BrokerError, InvalidState, NotFound
 
 Kind = Literal["reauthorize", "revoke", "offboard"]

@@ -14,7 +14,7 @@ from broker.cli.common import environment as environment_option
 from broker.cli.common import with_services
 from broker.cli.output import hint, say, show_facts, show_json, show_table
 from broker.cli.selection import chosen_by, connection_of, filters
-from broker.connections.operations import ConnectionFilter
+from broker.connections.revocation.operations import ConnectionFilter
 
 _PAGE = 500
 

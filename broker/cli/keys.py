@@ -16,7 +16,7 @@ from broker.cli.checkup import BlobsUnder
 from broker.cli.common import as_json as json_option
 from broker.cli.common import operator, settings, with_services
 from broker.cli.output import hint, progress_bar, say, show_json, show_table
-from broker.connections.operations import Operation
+from broker.connections.revocation.operations import Operation
 from broker.connections.wire import timestamp
 from broker.errors import InvalidState, NotFound
 from broker.vault.keyring import FileKeyring, KeyVersion, open_keyring

@@ -16,7 +16,7 @@ from broker.cli.common import operator, with_services
 from broker.cli.common import yes as yes_option
 from broker.cli.output import progress_bar, say, show_facts, show_json
 from broker.cli.selection import Name, connection_of
-from broker.connections.restore import Chosen, Confirmed, Evidence, Released, evidence_of
+from broker.connections.refresh.restore import Chosen, Confirmed, Evidence, Released, evidence_of
 
 _PAGE = 100
 

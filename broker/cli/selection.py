@@ -12,7 +12,7 @@ import rich_click as click
 from msgspec import UNSET
 
 from broker import ids
-from broker.connections.operations import ConnectionFilter
+from broker.connections.revocation.operations import ConnectionFilter
 from broker.errors import NotFound
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -8,12 +8,12 @@ from uuid import UUID
 from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, RequestInfo
-from broker.connections.condemn import Verdict, condemn_connection
 from broker.connections.issuing import Inactive, IssuedToken, TokenQuery, issued
 from broker.connections.model import Connection, Owner, Tokens
 from broker.connections.providers import Providers
+from broker.connections.refresh.condemn import Verdict, condemn_connection
+from broker.connections.refresh.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
 from broker.connections.reports import Reports
-from broker.connections.supervisor import ConnectionKey, RefreshResult, RefreshSupervisor
 from broker.connections.vaulted import Vault
 from broker.connections.versions import note_unreadable
 from broker.errors import (

@@ -12,7 +12,7 @@ from broker.connections import versions
 from broker.connections.imported import FORCED_BY_CALLER, Imported, Imports, check_combination
 from broker.connections.model import Connection, Integration, Owner, State, Tokens
 from broker.connections.providers import Providers
-from broker.connections.revoke import Revoke
+from broker.connections.revocation.revoke import Revoke
 from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
 from broker.errors import (

@@ -10,7 +10,7 @@ import msgspec
 
 from broker.audit.records import TIMELINE, AuditRecord
 from broker.connections.model import Connection
-from broker.connections.operations import ConnectionFilter
+from broker.connections.revocation.operations import ConnectionFilter
 from broker.connections.versions import stored
 from broker.store.postgres import Database
 

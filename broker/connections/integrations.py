@@ -15,7 +15,7 @@ from broker.callers.model import Caller
 from broker.connections.model import Connection, Integration, Ownership
 from broker.connections.moves import moves
 from broker.connections.providers import Providers
-from broker.connections.revoke import Revoke
+from broker.connections.revocation.revoke import Revoke
 from broker.connections.vaulted import Vault
 from broker.errors import IntegrationExists, IntegrationUnusable, InvalidRequest, InvalidState, NotFound
 from broker.oauth.authorization import requested_scopes

@@ -12,7 +12,7 @@ import msgspec
 from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, system
-from broker.connections.operations import Operation
+from broker.connections.revocation.operations import Operation
 from broker.connections.wire import timestamp
 from broker.errors import NotFound, VaultError
 from broker.failpoint import failpoint

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.connections.supervisor import ConnectionKey, RefreshSupervisor
+from broker.connections.refresh.supervisor import ConnectionKey, RefreshSupervisor
 from tests.acceptance.refresh_rig import Store, opened_store
 from tests.hostile import HostileServer, Knobs
 from tests.rig import Backend, Penstock, running_penstock

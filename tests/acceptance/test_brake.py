@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.connections.supervisor import ConnectionKey
+from broker.connections.refresh.supervisor import ConnectionKey
 from broker.telemetry import ALARMS
 from tests.acceptance.refresh_rig import Store, connected, eventually, opened_store
 from tests.acceptance.refresh_world import World, refresh_world

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from broker.callers.model import Caller
-from broker.connections.operations import ConnectionFilter
+from broker.connections.revocation.operations import ConnectionFilter
 from tests.rig.acme import Acme, running_acme
 from tests.rig.command import Ended, environment_of, penstock
 

@@ -10,7 +10,7 @@ import pytest
 
 from broker import ids
 from broker.app import open_services
-from broker.connections import revoke
+from broker.connections.revocation import revoke
 from broker.worker import Worker
 from tests.rig.acme import Acme, configure, running_acme
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 
 from broker.connections.model import Connection
-from broker.connections.refresh import LOOK_UPS, RefreshEngine
-from broker.connections.supervisor import ConnectionKey
+from broker.connections.refresh.engine import LOOK_UPS, RefreshEngine
+from broker.connections.refresh.supervisor import ConnectionKey
 from tests.acceptance.refresh_rig import Case, Store, connected, eventually, insistent, opened_store
 from tests.conftest import FreshDatabase
 from tests.hostile import HostileServer

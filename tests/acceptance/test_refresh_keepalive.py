@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from broker.connections.supervisor import ConnectionKey
+from broker.connections.refresh.supervisor import ConnectionKey
 from tests.acceptance.refresh_world import World, refresh_world
 from tests.conftest import FreshDatabase
 

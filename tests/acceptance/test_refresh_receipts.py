@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from broker.connections import reconcile
-from broker.connections.receipts import Receipts
-from broker.connections.ruling import COMMIT_TRIES
+from broker.connections.refresh import reconcile
+from broker.connections.refresh.receipts import Receipts
+from broker.connections.refresh.ruling import COMMIT_TRIES
 from broker.errors import StoreUnavailable
 from broker.store.spool import SealedAnswer, Spool
 from broker.worker import Worker

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.connections.receipts import Receipts
-from broker.connections.ruling import Ruling
-from broker.connections.settle import Settlement
-from broker.connections.supervisor import ConnectionKey, RefreshResult
+from broker.connections.refresh.receipts import Receipts
+from broker.connections.refresh.ruling import Ruling
+from broker.connections.refresh.settle import Settlement
+from broker.connections.refresh.supervisor import ConnectionKey, RefreshResult
 from broker.errors import StoreUnavailable
 from broker.limits import Limits
 from tests.acceptance.refresh_rig import (

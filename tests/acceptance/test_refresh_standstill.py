@@ -11,9 +11,9 @@ import pytest
 import structlog
 
 from broker.connections import keepalive
-from broker.connections.keepalive import KeepAlive
-from broker.connections.ruling import Ruling
-from broker.connections.supervisor import RefreshResult
+from broker.connections.refresh.keepalive import KeepAlive
+from broker.connections.refresh.ruling import Ruling
+from broker.connections.refresh.supervisor import RefreshResult
 from tests.acceptance.refresh_rig import eventually
 from tests.acceptance.refresh_world import World, refresh_world
 from tests.conftest import FreshDatabase

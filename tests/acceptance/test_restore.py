@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from broker.audit.read import export, shown
-from broker.connections.restore import evidence_of
+from broker.connections.refresh.restore import evidence_of
 from broker.errors import InvalidRequest
 from broker.telemetry import ALARMS
 from tests.acceptance.refresh_rig import CLASSES, MadeUp, Store, connected, refreshes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.connections.upstream import UpstreamRevocation
+from broker.connections.revocation.upstream import UpstreamRevocation
 from tests.conftest import FreshDatabase
 from tests.hostile import fingerprint
 from tests.rig.acme import Acme, running_acme

@@ -13,7 +13,7 @@ import pytest
 
 from broker.callers.model import system
 from broker.connections import rewrap
-from broker.connections.operations import Operation
+from broker.connections.revocation.operations import Operation
 from broker.connections.rewrap import TABLES
 from broker.store.postgres import STATEMENTS
 from broker.worker import Worker

@@ -21,7 +21,7 @@ REWRAP = """
 import asyncio, sys
 from broker.app import open_services
 from broker.connections import rewrap
-from broker.connections.operations import Operation
+from broker.connections.revocation.operations import Operation
 from broker.settings import load
 
 async def main():

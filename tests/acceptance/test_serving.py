@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from broker.alarm import Alarm
-from broker.connections.supervisor import RefreshResult
+from broker.connections.refresh.supervisor import RefreshResult
 from broker.telemetry import ALARMS
 from tests.acceptance.refresh_rig import Case, Store, connected, refreshes
 from tests.acceptance.refresh_world import World

@@ -20,7 +20,7 @@ from broker.api.services import Services
 from broker.app import open_services
 from broker.callers.model import SCOPES, Caller, RequestInfo
 from broker.connections.accounts import Selector
-from broker.connections.authorize import Start
+from broker.connections.connect.authorize import Start
 from broker.connections.integrations import Credentials, NewIntegration
 from broker.connections.issuing import Inactive, IssuedToken, TokenQuery
 from broker.connections.model import Owner

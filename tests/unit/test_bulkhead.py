@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from broker.connections.bulkhead import Bulkheads, NotNow, Visit
-from broker.connections.supervisor import ConnectionKey
+from broker.connections.refresh.bulkhead import Bulkheads, NotNow, Visit
+from broker.connections.refresh.supervisor import ConnectionKey
 from broker.limits import Limits
 from broker.telemetry import ALARMS, CIRCUITS
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.connections.doubt import Replay, replay
-from broker.connections.ruling import pause
+from broker.connections.refresh.doubt import Replay, replay
+from broker.connections.refresh.ruling import pause
 from broker.oauth.model import Rotation
 
 SECOND = timedelta(seconds=1)

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from broker.connections.bulkhead import Bulkheads
-from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult, RefreshSupervisor
+from broker.connections.refresh.bulkhead import Bulkheads
+from broker.connections.refresh.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult, RefreshSupervisor
 from broker.errors import StoreUnavailable
 from broker.limits import Limits
 

@@ -18,15 +18,13 @@ from typing import Any
 import msgspec
 import uvloop
 
-import broker.connections.refresh
-import broker.connections.ruling
-import broker.connections.settle
 from broker import settings
 from broker.api.services import Services
 from broker.app import open_services
 from broker.callers.model import NO_REQUEST
 from broker.connections.issuing import IssuedToken, TokenQuery
-from broker.connections.supervisor import ConnectionKey, RefreshResult
+from broker.connections.refresh import engine, ruling, settle
+from broker.connections.refresh.supervisor import ConnectionKey, RefreshResult
 from broker.errors import BrokerError
 from broker.log import configure
 from broker.worker import Worker
@@ -134,7 +132,7 @@ async def ready(_given: Any) -> int:
 async def main() -> None:
     configure("json")
     name, configured = sys.argv[1], settings.load({k: v for k, v in os.environ.items() if k.startswith("PENSTOCK_")})
-    for module in (broker.connections.refresh, broker.connections.ruling, broker.connections.settle):
+    for module in (engine, ruling, settle):
         module.failpoint = fail_here  # type: ignore[attr-defined]
     async with open_services(configured) as services:
         services.receipts.spool.open()

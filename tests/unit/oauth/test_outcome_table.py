@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.connections.outcomes import OUTCOMES, IntentOutcome, pause_after, verdict
+from broker.connections.refresh.outcomes import OUTCOMES, IntentOutcome, pause_after, verdict
 from broker.oauth.answer import find
 from broker.oauth.http import HttpResponse
 from broker.oauth.model import (

@@ -11,13 +11,13 @@ import msgspec
 from broker.alarm import alarm
 from broker.audit import records
 from broker.callers.model import system
-from broker.connections.brake import Brake
-from broker.connections.condemn import Verdict, condemn_connection, tell_condemned
-from broker.connections.doubt import replay
 from broker.connections.model import Connection, Integration, Tokens, lifetimes
-from broker.connections.outcomes import OUTCOMES, IntentOutcome
-from broker.connections.sending import Attempt
-from broker.connections.supervisor import UNAVAILABLE, RefreshResult
+from broker.connections.refresh.brake import Brake
+from broker.connections.refresh.condemn import Verdict, condemn_connection, tell_condemned
+from broker.connections.refresh.doubt import replay
+from broker.connections.refresh.outcomes import OUTCOMES, IntentOutcome
+from broker.connections.refresh.sending import Attempt
+from broker.connections.refresh.supervisor import UNAVAILABLE, RefreshResult
 from broker.failpoint import failpoint
 from broker.limits import Limits
 from broker.oauth.model import ProviderDescriptor, Rotation, TokenSet

@@ -9,9 +9,9 @@ import msgspec
 from broker.audit import records
 from broker.callers.model import system
 from broker.connections.model import Connection, Integration, SecretVersion, Tokens, lifetimes
-from broker.connections.outcomes import verdict
 from broker.connections.providers import Providers
-from broker.connections.ruling import merged
+from broker.connections.refresh.outcomes import verdict
+from broker.connections.refresh.ruling import merged
 from broker.connections.vaulted import Vault
 from broker.oauth.model import ProviderDescriptor
 from broker.oauth.token import outcome_of, refresh_request

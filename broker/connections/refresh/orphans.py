@@ -9,8 +9,8 @@ import msgspec
 
 from broker.audit import records
 from broker.callers.model import system
-from broker.connections.brake import unheard
 from broker.connections.model import Connection, SecretVersion, Tokens
+from broker.connections.refresh.brake import unheard
 from broker.connections.vaulted import Vault
 from broker.connections.versions import stored
 from broker.connections.wire import connected_account_event

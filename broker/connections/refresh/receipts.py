@@ -19,9 +19,9 @@ import msgspec
 
 from broker.alarm import alarm
 from broker.connections.model import Connection
-from broker.connections.ruling import pause
-from broker.connections.sending import Attempt
-from broker.connections.supervisor import ConnectionKey
+from broker.connections.refresh.ruling import pause
+from broker.connections.refresh.sending import Attempt
+from broker.connections.refresh.supervisor import ConnectionKey
 from broker.connections.vaulted import Vault
 from broker.errors import StoreUnavailable, VaultError
 from broker.failpoint import failpoint

@@ -10,8 +10,8 @@ import msgspec
 from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, RequestInfo, end_user
-from broker.connections.counterpart import Counterpart, counterpart
-from broker.connections.flow import FLOW_LIFE, AuthorizationRequest, check_return_to
+from broker.connections.connect.counterpart import Counterpart, counterpart
+from broker.connections.connect.flow import FLOW_LIFE, AuthorizationRequest, check_return_to
 from broker.connections.model import Connection, Integration, Intent, Ownership, digest
 from broker.connections.providers import Providers
 from broker.connections.vaulted import Vault

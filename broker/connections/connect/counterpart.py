@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from broker.connections.flow import AuthorizationRequest
+from broker.connections.connect.flow import AuthorizationRequest
 from broker.connections.model import Integration
 from broker.connections.providers import Providers
 from broker.errors import ConnectFailed, DescriptorError, IntegrationUnusable, NotFound

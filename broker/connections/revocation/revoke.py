@@ -11,10 +11,10 @@ from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, system
 from broker.connections import versions
-from broker.connections.brake import unheard
 from broker.connections.model import REVOKING_FOR, WITHHELD_FOR, Connection, Integration
-from broker.connections.operations import ConnectionFilter, Kind, Matched, Operation, Selected, Upstream
 from broker.connections.providers import Providers
+from broker.connections.refresh.brake import unheard
+from broker.connections.revocation.operations import ConnectionFilter, Kind, Matched, Operation, Selected, Upstream
 from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
 from broker.errors import DescriptorError, FilterRequired, InvalidRequest, InvalidState, NotFound, VaultError

@@ -10,11 +10,11 @@ import msgspec
 from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller, RequestInfo, end_user
-from broker.connections.attempts import Attempts, Denied
-from broker.connections.connecting import Connecting
-from broker.connections.counterpart import Counterpart, counterpart
-from broker.connections.exchange import Grant
-from broker.connections.flow import FINISH_WINDOW, AuthorizationRequest
+from broker.connections.connect.attempts import Attempts, Denied
+from broker.connections.connect.connecting import Connecting
+from broker.connections.connect.counterpart import Counterpart, counterpart
+from broker.connections.connect.exchange import Grant
+from broker.connections.connect.flow import FINISH_WINDOW, AuthorizationRequest
 from broker.connections.model import Connection, Integration, digest
 from broker.connections.providers import Providers
 from broker.connections.vaulted import Vault

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from broker.connections.supervisor import ConnectionKey, RefreshSupervisor
+from broker.connections.refresh.supervisor import ConnectionKey, RefreshSupervisor
 from broker.store.postgres import Database
 
 AT_ONCE, AT_ONE_INTEGRATION = 16, 4

@@ -10,7 +10,7 @@ from typing import Literal
 from broker.audit import records
 from broker.callers.model import Caller, RequestInfo, end_user, system
 from broker.connections import versions
-from broker.connections.flow import AuthorizationRequest
+from broker.connections.connect.flow import AuthorizationRequest
 from broker.connections.model import Connection, Tokens
 from broker.connections.providers import Providers
 from broker.connections.vaulted import Vault

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from broker.connections.circuit import Circuit
-from broker.connections.supervisor import ConnectionKey
+from broker.connections.refresh.circuit import Circuit
+from broker.connections.refresh.supervisor import ConnectionKey
 from broker.limits import Limits
 from broker.telemetry import QUEUED
 

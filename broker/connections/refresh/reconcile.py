@@ -12,12 +12,12 @@ import msgspec
 from broker.callers.model import system
 from broker.connections.model import Connection
 from broker.connections.providers import Providers
-from broker.connections.receipts import Receipts
-from broker.connections.refresh import RefreshEngine
-from broker.connections.revoke import Revoke
-from broker.connections.ruling import Ruling
-from broker.connections.sending import Attempt
-from broker.connections.settle import Settlement
+from broker.connections.refresh.engine import RefreshEngine
+from broker.connections.refresh.receipts import Receipts
+from broker.connections.refresh.ruling import Ruling
+from broker.connections.refresh.sending import Attempt
+from broker.connections.refresh.settle import Settlement
+from broker.connections.revocation.revoke import Revoke
 from broker.connections.versions import note_unreadable, stored
 from broker.errors import (
     BrokerError,

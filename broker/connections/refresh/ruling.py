@@ -8,13 +8,13 @@ from collections.abc import Callable
 from datetime import datetime
 
 from broker.alarm import alarm
-from broker.connections.bulkhead import Bulkheads
 from broker.connections.model import Connection, Tokens
-from broker.connections.outcomes import OUTCOMES, IntentOutcome, pause_after, verdict
 from broker.connections.providers import Providers
-from broker.connections.sending import Attempt, Target
-from broker.connections.settle import AlreadySettled, Settlement, pinned_change
-from broker.connections.supervisor import ConnectionKey, RefreshResult
+from broker.connections.refresh.bulkhead import Bulkheads
+from broker.connections.refresh.outcomes import OUTCOMES, IntentOutcome, pause_after, verdict
+from broker.connections.refresh.sending import Attempt, Target
+from broker.connections.refresh.settle import AlreadySettled, Settlement, pinned_change
+from broker.connections.refresh.supervisor import ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
 from broker.errors import StoreUnavailable
 from broker.failpoint import failpoint

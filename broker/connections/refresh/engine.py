@@ -12,16 +12,16 @@ from uuid import UUID
 import msgspec
 
 from broker import ids
-from broker.connections.bulkhead import Bulkheads, NotNow, Visit
 from broker.connections.model import Connection
-from broker.connections.orphans import Orphans
-from broker.connections.outcomes import pause_after
 from broker.connections.providers import Providers
-from broker.connections.receipts import Receipts
-from broker.connections.ruling import Ruling
-from broker.connections.sending import Attempt, Preparation, Prepared
-from broker.connections.settle import SOON, AlreadySettled, Settlement
-from broker.connections.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
+from broker.connections.refresh.bulkhead import Bulkheads, NotNow, Visit
+from broker.connections.refresh.orphans import Orphans
+from broker.connections.refresh.outcomes import pause_after
+from broker.connections.refresh.receipts import Receipts
+from broker.connections.refresh.ruling import Ruling
+from broker.connections.refresh.sending import Attempt, Preparation, Prepared
+from broker.connections.refresh.settle import SOON, AlreadySettled, Settlement
+from broker.connections.refresh.supervisor import UNAVAILABLE, ConnectionKey, RefreshResult
 from broker.connections.vaulted import Vault
 from broker.connections.versions import note_unreadable
 from broker.errors import BrokerError, DescriptorError, IntegrationUnusable, InvalidRequest, VaultError

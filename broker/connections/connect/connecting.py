@@ -12,13 +12,13 @@ from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller
 from broker.connections import versions
-from broker.connections.attempts import Attempts, HeldForDecision
-from broker.connections.counterpart import counterpart
-from broker.connections.exchange import Answered, CodeExchange, Grant, Received, held_tokens
-from broker.connections.flow import AuthorizationRequest
+from broker.connections.connect.attempts import Attempts, HeldForDecision
+from broker.connections.connect.counterpart import counterpart
+from broker.connections.connect.exchange import Answered, CodeExchange, Grant, Received, held_tokens
+from broker.connections.connect.flow import AuthorizationRequest
 from broker.connections.model import Connection, Tokens
 from broker.connections.providers import Providers
-from broker.connections.settle import pinned_change
+from broker.connections.refresh.settle import pinned_change
 from broker.connections.vaulted import Vault
 from broker.connections.wire import connected_account_event
 from broker.errors import ConnectFailed, StoreUnavailable, VaultError

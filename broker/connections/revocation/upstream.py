@@ -11,9 +11,9 @@ import msgspec
 
 from broker.audit import records
 from broker.callers.model import system
-from broker.connections.lastrefresh import LastRefresh, LastTokens
 from broker.connections.model import REVOKING_FOR, Connection, Integration, SecretVersion, Tokens
 from broker.connections.providers import Providers
+from broker.connections.revocation.lastrefresh import LastRefresh, LastTokens
 from broker.connections.vaulted import Vault
 from broker.connections.versions import ends_another
 from broker.errors import BrokerError, StoreUnavailable

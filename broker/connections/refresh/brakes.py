@@ -10,8 +10,8 @@ import msgspec
 
 from broker.audit import records
 from broker.callers.model import Caller
-from broker.connections.brake import Brake
 from broker.connections.model import Connection, Ownership
+from broker.connections.refresh.brake import Brake
 from broker.connections.wire import connected_account_event
 from broker.errors import InvalidState
 from broker.events import outbox

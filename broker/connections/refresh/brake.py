@@ -11,9 +11,9 @@ import msgspec
 
 from broker.audit import records
 from broker.callers.model import system
-from broker.connections.condemn import Verdict
 from broker.connections.model import Connection
-from broker.connections.sending import Attempt
+from broker.connections.refresh.condemn import Verdict
+from broker.connections.refresh.sending import Attempt
 from broker.connections.wire import connected_account_event
 from broker.events import outbox
 from broker.limits import Limits

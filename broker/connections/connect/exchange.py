@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from broker.connections.counterpart import Counterpart
-from broker.connections.flow import AuthorizationRequest
+from broker.connections.connect.counterpart import Counterpart
+from broker.connections.connect.flow import AuthorizationRequest
 from broker.connections.model import Lifetimes, Tokens, lifetimes
 from broker.connections.providers import Providers
 from broker.connections.vaulted import Vault

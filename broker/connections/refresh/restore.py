@@ -19,10 +19,10 @@ from broker import ids
 from broker.audit import records
 from broker.callers.model import Caller
 from broker.connections import versions
-from broker.connections.doubt import replay
 from broker.connections.model import Connection, Integration
-from broker.connections.probe import Life, Probe
 from broker.connections.providers import Providers
+from broker.connections.refresh.doubt import replay
+from broker.connections.refresh.probe import Life, Probe
 from broker.connections.vaulted import Vault
 from broker.errors import DescriptorError, IntegrationUnusable, InvalidRequest, InvalidState, NotFound, VaultError
 from broker.log import log
