@@ -42,6 +42,7 @@ from broker.connections.refresh.keepalive import KeepAlive
 from broker.connections.refresh.notices import Notices
 from broker.connections.refresh.receipts import Receipts
 from broker.connections.refresh.reconcile import Reconciler
+from broker.connections.refresh.replays import Replays
 from broker.connections.refresh.restore import Restores
 from broker.connections.refresh.ruling import Ruling
 from broker.connections.refresh.settle import Settlement
@@ -189,6 +190,7 @@ def _compose(
         brake=brake,
         brakes=Brakes(database, brake),
         keep_alive=KeepAlive(database, supervisor),
+        replays=Replays(database, supervisor),
         notices=Notices(database),
         restores=Restores(database, vault, providers, random=_jitter),
         hand_outs=hand_outs,

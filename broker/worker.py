@@ -34,6 +34,7 @@ class Worker:
             ("reconcile", self._services.reconciler.run, self._services.settings.limits.reconcile_every),
             ("verdicts", self._services.brake.tell, self._services.settings.limits.reconcile_every),
             ("keep_alive", self._services.keep_alive.run, 60.0),
+            ("replays", self._services.replays.run, 5.0),
             ("notices", self._services.notices.run, 3600.0),
             ("identity", self.watch, 10.0),
             ("expire_requests", self._services.attempts.expire, 10.0),

@@ -20,6 +20,7 @@ ALTER TABLE connection
 UPDATE connection SET state_cause = state_reason WHERE state = 'needs_reauthorization' AND state_cause IS NULL;
 ALTER TABLE connection VALIDATE CONSTRAINT connection_cause;
 CREATE INDEX connection_absolute_end ON connection (rt_abs_exp) WHERE state = 'connected' AND rt_abs_exp IS NOT NULL;
+CREATE INDEX connection_in_doubt ON connection (retry_at) WHERE state = 'connected' AND in_doubt;
 CREATE INDEX connection_restored ON connection (environment_id, integration_id) WHERE restored;
 
 ALTER TABLE refresh_intent

@@ -409,6 +409,8 @@ CREATE UNIQUE INDEX connection_compatibility ON public.connection USING btree (e
 
 CREATE INDEX connection_idle ON public.connection USING btree (rt_idle_exp) WHERE ((state = 'connected'::text) AND (rt_idle_exp IS NOT NULL));
 
+CREATE INDEX connection_in_doubt ON public.connection USING btree (retry_at) WHERE ((state = 'connected'::text) AND in_doubt);
+
 CREATE INDEX connection_organization ON public.connection USING btree (environment_id, organization_key, id);
 
 CREATE INDEX connection_owner ON public.connection USING btree (environment_id, user_key, organization_key, integration_id);

@@ -20,6 +20,7 @@ from broker.connections.refresh.keepalive import KeepAlive
 from broker.connections.refresh.notices import Notices
 from broker.connections.refresh.receipts import Receipts
 from broker.connections.refresh.reconcile import Reconciler
+from broker.connections.refresh.replays import Replays
 from broker.connections.refresh.restore import Restores
 from broker.connections.refresh.supervisor import RefreshSupervisor
 from broker.connections.revocation.revoke import Revoke
@@ -62,6 +63,7 @@ class Services:
     brake: Brake
     brakes: Brakes
     keep_alive: KeepAlive
+    replays: Replays
     notices: Notices
     restores: Restores
     hand_outs: HandOuts

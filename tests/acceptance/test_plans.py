@@ -18,6 +18,7 @@ CHORES: dict[str, dict[str, object]] = {
     "claim_unparsed_receipt": {},
     "claim_silent_intent": {},
     "orphans_to_settle": {"most": 50},
+    "doubts_due": {"most": 32, "most_per_integration": 8},
     "claim_probations_over": {"window": timedelta(minutes=5), "most": 200},
     "claim_revocation": {},
     "claim_withheld": {"withheld_for": timedelta(days=7), "most": 500},

@@ -40,6 +40,7 @@ ACROSS = {
         "claim_silent_intent",
         "orphans_to_settle",
         "idle_connections",
+        "doubts_due",
         "notice_ends",
         "grants_ending",
         "claim_withheld",

@@ -294,6 +294,18 @@ SELECT pg_notify('penstock', :payload);
 UPDATE secret_version SET state = 'revoking', expires_at = now() + :keep::interval
 WHERE environment_id = :environment_id AND connection_id = :connection_id AND state = 'orphan';
 
+-- name: doubts_due
+-- Connections in doubt whose refresh token may be sent again now, those first that became due last; of one integration only a few.
+SELECT environment_id, id, version
+FROM (SELECT c.environment_id, c.id, c.version, c.retry_at,
+             row_number() OVER (PARTITION BY c.environment_id, c.integration_id ORDER BY c.retry_at DESC, c.id) AS place
+        FROM connection c JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
+       WHERE c.state = 'connected' AND c.in_doubt AND c.refreshable AND NOT c.restored AND c.retry_at <= now() AND c.lease_until < now()
+         AND i.state <> 'invalid' AND i.suspect_since IS NULL) due
+WHERE place <= :most_per_integration
+ORDER BY retry_at DESC
+LIMIT :most;
+
 -- name: idle_connections
 -- Connections whose refresh token is past 60 % ± 20 % of its idle life, spread by a hash of the id, and has not lapsed; each at most once an
 -- hour, and of one integration only a few, so that one that fails leaves room for the others; none of those that were tried in vain.
