@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from broker.connections import keepalive
+from broker.connections.refresh import keepalive
 from broker.connections.refresh.keepalive import KeepAlive
 from broker.connections.refresh.ruling import Ruling
 from broker.connections.refresh.supervisor import RefreshResult
