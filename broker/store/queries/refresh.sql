@@ -49,7 +49,7 @@ SELECT c.state, c.version, c.lease_until >= now() OR coalesce(r.outcome = 'pendi
                CASE WHEN i.state = 'invalid' THEN least(i.probe_at, now() + interval '1 day') - now() END,
                CASE WHEN c.restored OR i.suspect_since IS NOT NULL OR d.sealed_since IS NOT NULL THEN interval '30 seconds' END)
        )::double precision AS retry_in,
-       i.state = 'invalid' AS misconfigured
+       i.state = 'invalid' OR coalesce(r.outcome = 'config_fault' AND c.retry_at > now(), false) AS misconfigured
 FROM connection c
 JOIN integration i ON (i.environment_id, i.id) = (c.environment_id, c.integration_id)
 CROSS JOIN deployment d
