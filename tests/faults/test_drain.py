@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from broker.store.migrate import migrate
@@ -19,14 +17,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def worker() -> bool:
     return False
-
-
-@pytest.fixture(scope="module")
-def postgres_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(tmp_path_factory.mktemp("pg"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

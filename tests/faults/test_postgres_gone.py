@@ -25,14 +25,6 @@ PATIENCE = 6.5  # seconds within which every call is answered, whatever the data
 
 
 @pytest.fixture(scope="module")
-def postgres_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(tmp_path_factory.mktemp("pg"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 async def provider() -> AsyncIterator[HostileServer]:
     async with HostileServer() as server:
         yield server

@@ -36,14 +36,6 @@ def worker() -> bool:
 
 
 @pytest.fixture(scope="module")
-def postgres_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(tmp_path_factory.mktemp("pg"))
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 async def database_dsn(postgres_of_its_own: Postgres) -> str:
     await migrate(postgres_of_its_own.dsn)
     return postgres_of_its_own.dsn
