@@ -22,11 +22,12 @@ pytestmark = pytest.mark.slow
 
 PLACES = 16
 R5 = MadeUp(rotation='class = "R5"', behaviour={"rotation": "R5"})
+R0 = MadeUp(rotation='class = "R0"', behaviour={"rotation": "R0"})
 
 
 @pytest.fixture(scope="module")
 def catalog() -> Mapping[str, MadeUp]:
-    return {"dead": R5, "alive": R5, "late": R5}
+    return {"dead": R5, "alive": R5, "late": R5, "static": R0}
 
 
 async def give_up(backend: Backend, user: str, slug: str, *, after: float = 0.5) -> None:
@@ -156,6 +157,43 @@ async def test_server_without_file_descriptors_loses_nothing(backend: Backend, p
     assert set(await store.outcomes("starved")) <= {"not_sent", "committed"}
     assert provider.accepts(renewed["access_token"])
     assert len(provider.journal.refreshes(grant)) == 1
+
+
+@contextmanager
+def without_memory(pid: int) -> Iterator[None]:
+    """Let a process map no more memory than it has."""
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    with open(f"/proc/{pid}/statm") as usage:
+        mapped = int(usage.read().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (mapped, before[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+async def test_server_without_memory_ends_no_connection(backend: Backend, provider: HostileServer, store: Store):
+    """T-85: large answers find no room in one server: whatever it says, no state changes, and another takes over."""
+    users = [f"cramped-{number}" for number in range(12)]
+    for user in users:
+        await connected(backend, user, "static")
+        await store.expire(user)
+    provider.tune(scope="static", extra={"padding": "x" * 900_000})
+    async with second_penstock(backend) as second:
+        assert second.process.pid is not None
+        with without_memory(second.process.pid):
+            asked = [second.token(user, "static") for user in users]
+            refused = await asyncio.gather(*asked, return_exceptions=True)
+        beside = [await backend.token(user, "static") for user in users[:2]]
+    provider.tune(scope="static", extra={})
+    await store.abandon()
+    await backend.penstock.services.reconciler.run()
+
+    assert {answer.status_code for answer in beside} <= {200, 503}
+    assert any(isinstance(answer, BaseException) or answer.status_code != 200 for answer in refused), "it had room"
+    for user in users:
+        await store.set(user, "retry_at = least(retry_at, now())")
+        token = await insistent(backend, user, "static")
+        assert provider.accepts(token["access_token"])
+        assert (await store.row(user))["state"] == "connected"
 
 
 @pytest.mark.timeout(150)
