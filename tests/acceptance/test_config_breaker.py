@@ -184,8 +184,12 @@ async def test_breaker_opens_again_where_every_connection_is_in_doubt(world: Wor
     await world.store.set("ada", "in_doubt = true, retry_at = '-infinity'")
     world.provider.tune(refuse=None)
     await world.store.pool.execute("UPDATE integration SET probe_at = now() - interval '11 minutes'")
+    before = world.refreshes()
 
     await world.backend.access_token("ada")
+
+    assert world.refreshes() == before + 1
+    assert await world.store.pool.fetchval("SELECT state FROM integration") == "valid"
 
 
 async def test_connection_whose_provider_blocks_us_holds_up_no_other(world: World) -> None:

@@ -52,6 +52,9 @@ def test_same_token_is_counted_once():
     for _ in range(100):
         reports.admit("ada", HERE, 0)
 
+    with pytest.raises(RateLimited):
+        reports.admit("ada", HERE, MOST)
+
 
 def test_limit_is_of_one_caller_and_one_connection():
     """Neither another caller nor another connection of the same one is held up."""
@@ -59,6 +62,9 @@ def test_limit_is_of_one_caller_and_one_connection():
 
     reports.admit("bob", HERE, MOST)
     reports.admit("ada", THERE, MOST)
+
+    with pytest.raises(RateLimited):
+        reports.admit("ada", HERE, MOST)
 
 
 def test_memory_is_bounded_by_forgetting_whoever_was_silent_longest():
